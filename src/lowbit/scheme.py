@@ -1,0 +1,169 @@
+"""What is done to one weight: the frozen value :class:`Scheme`, and its short form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lowbit.errors import SchemeError
+
+LEVELS = ("full", "midrise")
+GRANULARITIES = ("tensor", "channel", "group")
+OUTLIER_RULES = ("tail", "magnitude", "error", "random")
+DEFAULT_OUTLIER_SHARE = 0.005
+
+_SHORT_FORM = re.compile(r"w(?P<bits>\d+)(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class OutlierRule:
+    """Which weights stay in 16 bits.
+
+    ``rule`` ranks the weights of one matrix: ``tail`` by ``|w - mean|`` (Gaussian tail, PreQuant),
+    ``magnitude`` by ``|w|``, ``error`` by ``|w - Q(w)|``, ``random`` by a seeded draw (a control).
+    ``share`` is the fraction kept, 0 to 0.5; alternatively ``sigma`` keeps every weight further than
+    ``sigma`` standard deviations from the mean (``tail`` only).
+    """
+
+    rule: str = "error"
+    share: float | None = DEFAULT_OUTLIER_SHARE
+    sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in OUTLIER_RULES:
+            raise SchemeError(f"unknown outlier rule {self.rule!r}; use one of {', '.join(OUTLIER_RULES)}")
+        if (self.share is None) == (self.sigma is None):
+            raise SchemeError("an outlier rule needs exactly one of `share` and `sigma`")
+        if self.share is not None and not 0 < self.share <= 0.5:
+            raise SchemeError(f"outlier share {self.share} is outside (0, 0.5]; 0.005 keeps 0.5 %")
+        if self.sigma is not None and (self.rule != "tail" or self.sigma <= 0):
+            raise SchemeError("`sigma` is a positive number of standard deviations and needs the rule `tail`")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one weight [out, in] is stored.
+
+    ``bits`` 2 to 8; ``levels`` ``full`` (-2^(b-1) .. 2^(b-1)-1 steps) or ``midrise`` (symmetric half
+    steps, no zero; the default at 2 bits); ``symmetric`` or with an integer zero point;
+    ``granularity`` of the step size: one per ``tensor``, per ``channel`` (output feature) or per
+    ``group`` of ``group_size`` consecutive inputs; the ``strategy`` that finds the step size, with its
+    ``options``; the ``outliers`` rule, or None. Invalid values raise :class:`SchemeError`.
+    """
+
+    bits: int = 4
+    levels: str = ""
+    symmetric: bool = True
+    granularity: str = "channel"
+    group_size: int | None = None
+    strategy: str = "mse"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    outliers: OutlierRule | None = field(default_factory=OutlierRule)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
+            raise SchemeError(f"weight bits must be a whole number from 2 to 8, not {self.bits!r}")
+        if not self.levels:
+            object.__setattr__(self, "levels", "midrise" if self.bits == 2 and self.symmetric else "full")
+        if self.levels not in LEVELS:
+            raise SchemeError(f"unknown levels {self.levels!r}; use one of {', '.join(LEVELS)}")
+        if self.levels == "midrise" and not self.symmetric:
+            raise SchemeError("`midrise` levels are symmetric; use levels `full` with a zero point")
+        if self.granularity not in GRANULARITIES:
+            raise SchemeError(f"unknown granularity {self.granularity!r}; use one of {', '.join(GRANULARITIES)}")
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise SchemeError("`group_size` is needed with the granularity `group`, and only there")
+        if self.group_size is not None and self.group_size < 2:
+            raise SchemeError(f"group size {self.group_size} is too small; 32 to 128 is usual")
+        object.__setattr__(self, "options", dict(self.options))
+
+    @property
+    def offset(self) -> float:
+        """Code that decodes to zero, for symmetric schemes: weight = (code - offset) * scale."""
+        return 2.0 ** (self.bits - 1) - (0.5 if self.levels == "midrise" else 0.0)
+
+    def groups(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the step sizes of a weight [out, in]: [1, 1], [out, 1] or [out, in / group].
+
+        Raises :class:`SchemeError` when the group does not divide the input width.
+        """
+        out_features, in_features = shape
+        if self.granularity == "tensor":
+            return 1, 1
+        if self.group_size is None:
+            return out_features, 1
+        if in_features % self.group_size:
+            raise SchemeError(
+                f"group size {self.group_size} does not divide the input width {in_features}; "
+                f"use a divisor of {in_features} or the granularity `channel`"
+            )
+        return out_features, in_features // self.group_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; :meth:`from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scheme:
+        """Build from a mapping of field names; an unknown key raises :class:`SchemeError`."""
+        values = dict(check_keys(values, cls, "scheme"))
+        outliers = values.get("outliers")
+        if isinstance(outliers, Mapping):
+            values["outliers"] = OutlierRule(**check_keys(outliers, OutlierRule, "outlier rule"))
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, text: str | Mapping[str, Any] | Scheme) -> Scheme:
+        """Read the short form ``w<bits>[g<size>|t][o<percent>]``, a mapping, or pass a scheme through.
+
+        ``w4`` is 4 bits per channel with 0.5 % outliers; ``w4g64`` one step per 64 inputs; ``w4t`` one per
+        tensor; ``w4o1`` 1 % outliers and ``w4o0`` none.
+        """
+        if isinstance(text, Scheme):
+            return text
+        if isinstance(text, Mapping):
+            return cls.from_dict(text)
+        match = _SHORT_FORM.fullmatch(text)
+        if match is None:
+            raise SchemeError(
+                f"cannot read the scheme {text!r}; write w<bits>[g<group>|t][o<percent>], as in w4, w3g64 or w2o1"
+            )
+        scheme = cls(bits=int(match["bits"]))
+        if match["group"]:
+            scheme = replace(scheme, granularity="group", group_size=int(match["group"]))
+        elif match["tensor"]:
+            scheme = replace(scheme, granularity="tensor")
+        if match["outliers"] is not None:
+            percent = float(match["outliers"])
+            scheme = replace(scheme, outliers=OutlierRule(share=percent / 100) if percent else None)
+        return scheme
+
+    def __str__(self) -> str:
+        """Short form, followed by whatever the short form cannot say."""
+        text = f"w{self.bits}"
+        text += {"tensor": "t", "channel": "", "group": f"g{self.group_size}"}[self.granularity]
+        if self.outliers is None:
+            text += "o0"
+        elif self.outliers.share is not None and self.outliers.share != DEFAULT_OUTLIER_SHARE:
+            text += f"o{self.outliers.share * 100:g}"
+        default = Scheme(bits=self.bits)
+        notes = [self.levels] if self.levels != default.levels else []
+        notes += [] if self.symmetric else ["asymmetric"]
+        notes += [self.strategy] if self.strategy != default.strategy else []
+        notes += [f"{key}={value}" for key, value in self.options.items()]
+        if self.outliers is not None and self.outliers.rule != "error":
+            notes.append(self.outliers.rule)
+        if self.outliers is not None and self.outliers.sigma is not None:
+            notes.append(f"{self.outliers.sigma:g} sigma")
+        return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def check_keys(values: Mapping[str, Any], cls: type, what: str) -> Mapping[str, Any]:
+    """Return ``values`` when each key is a field of the dataclass ``cls``, else raise :class:`SchemeError`."""
+    known = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    for key in values:
+        if key not in known:
+            raise SchemeError(f"unknown {what} key {key!r}; known keys: {', '.join(known)}")
+    return values
