@@ -1,0 +1,225 @@
+"""QuantizedTensor: packed codes, their parameters and the outliers of one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from lowbit.errors import CheckpointError, SchemeError, WeightError
+from lowbit.outliers import count_outliers, select
+from lowbit.packing import pack, packed_size, unpack
+from lowbit.scheme import Scheme
+from lowbit.strategies import get_strategy
+from lowbit.strategies.grid import encode, round_trip, to_blocks
+from lowbit.strategies.registry import Parameters
+
+_HALF_MAX = 65504.0
+_HALF_TINY = 2.0**-24
+_SHORT_COLUMNS = 65535
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One weight [out, in] in few bits.
+
+    ``weight`` uint8, flat: the densely packed codes in row-major order. ``scale`` [1, 1], [out, 1] or
+    [out, groups]: float32, or float16 for groups. ``zero_point`` uint8 of the same shape for asymmetric
+    schemes. ``outlier_ptr`` int32 [out + 1], ``outlier_col`` uint16 (int32 above 65,535 columns) and
+    ``outlier_value`` float16 [outliers]: values that *replace* the decoded weight, in compressed sparse rows.
+    """
+
+    shape: tuple[int, int]
+    scheme: Scheme
+    weight: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None = None
+    outlier_ptr: torch.Tensor | None = None
+    outlier_col: torch.Tensor | None = None
+    outlier_value: torch.Tensor | None = None
+
+    @property
+    def outlier_count(self) -> int:
+        """Number of weights that are kept in 16 bits."""
+        return 0 if self.outlier_value is None else self.outlier_value.numel()
+
+    def codes(self) -> torch.Tensor:
+        """The codes, uint8 [out, in]."""
+        out_features, in_features = self.shape
+        return unpack(self.weight, self.scheme.bits, out_features * in_features).view(self.shape)
+
+    def outlier_positions(self) -> torch.Tensor:
+        """Flat int64 positions of the outliers in the weight, ascending."""
+        if self.outlier_ptr is None or self.outlier_col is None:
+            return torch.empty(0, dtype=torch.int64, device=self.weight.device)
+        return flat_positions(self.outlier_ptr, self.outlier_col, self.shape)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The float weight [out, in] with the outliers in place; computed in float32, rounded once to ``dtype``."""
+        dense = self.dequantize_dense()
+        if self.outlier_value is not None:
+            dense.view(-1).index_put_((self.outlier_positions(),), self.outlier_value.float())
+        return dense.to(dtype)
+
+    def dequantize_dense(self) -> torch.Tensor:
+        """The decoded float32 weight [out, in] without the outliers."""
+        groups = self.scale.shape[1]
+        codes = self.codes().float().view(self.shape[0], groups, -1)
+        offset = self.scheme.offset if self.zero_point is None else self.zero_point.float()[:, :, None]
+        return codes.sub_(offset).mul_(self.scale.float()[:, :, None]).view(self.shape)
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by their names on disk; :meth:`from_tensors` is the exact inverse."""
+        names = ("weight", "scale", "zero_point", "outlier_ptr", "outlier_col", "outlier_value")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, torch.Tensor], scheme: Scheme, shape: tuple[int, int]
+    ) -> QuantizedTensor:
+        """Rebuild from :meth:`to_tensors`. A missing tensor, wrong shape or dtype raises CheckpointError."""
+        outliers = tensors["outlier_value"].numel() if "outlier_value" in tensors else None
+        expected = tensor_specs(scheme, shape, outliers)
+        for name, (dtype, size) in expected.items():
+            if name not in tensors:
+                raise CheckpointError(f"quantized tensor lacks {name!r}; quantize the model again")
+            found = tensors[name]
+            if found.dtype != dtype or tuple(found.shape) != size:
+                raise CheckpointError(
+                    f"quantized tensor {name!r} is {found.dtype} {list(found.shape)}, expected {dtype} {list(size)}"
+                )
+        return cls(shape=shape, scheme=scheme, **{name: tensors[name] for name in expected})
+
+
+TensorSpecs = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def tensor_specs(scheme: Scheme, shape: tuple[int, int], outliers: int | None = None) -> TensorSpecs:
+    """Names, dtypes and shapes of the stored tensors of a weight [out, in] under a scheme.
+
+    ``outliers`` is the number of outliers; by default what the scheme's budget gives (a sigma threshold
+    has no budget, so there it must be given).
+    """
+    size = shape[0] * shape[1]
+    groups = scheme.groups(shape)
+    specs: TensorSpecs = {
+        "weight": (torch.uint8, (packed_size(size, scheme.bits),)),
+        "scale": (torch.float16 if scheme.granularity == "group" else torch.float32, groups),
+    }
+    if not scheme.symmetric:
+        specs["zero_point"] = (torch.uint8, groups)
+    if scheme.outliers is not None:
+        count = count_outliers(scheme.outliers, size) if outliers is None else outliers
+        if count is None:
+            raise SchemeError("the number of outliers of a sigma threshold depends on the weights")
+        specs["outlier_ptr"] = (torch.int32, (shape[0] + 1,))
+        specs["outlier_col"] = (_column_dtype(shape[1]), (count,))
+        specs["outlier_value"] = (torch.float16, (count,))
+    return specs
+
+
+def quantize_tensor(
+    weight: torch.Tensor, scheme: Scheme, *, generator: torch.Generator | None = None
+) -> QuantizedTensor:
+    """Quantize a float weight [out, in]; pure, deterministic, device preserving.
+
+    The dense part is fitted without the outliers. ``generator`` (CPU) serves the rule ``random`` only; without
+    one it starts from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`;
+    a group that does not divide raises :class:`SchemeError`.
+    """
+    shape = (weight.shape[0], weight.shape[1])
+    scheme.groups(shape)
+    weight = weight.detach().to(torch.float32).contiguous()
+    check_finite(weight)
+    positions = find_outliers(weight, scheme, generator)
+    scale, zero_point = _as_stored(_fit(weight, scheme, positions), scheme, shape)
+    flat_zero = None if zero_point is None else zero_point.view(-1)
+    codes = encode(to_blocks(weight, scheme), scheme, scale.view(-1).float(), flat_zero)
+    tensors = {"weight": pack(codes.to(torch.uint8), scheme.bits), "scale": scale}
+    if zero_point is not None:
+        tensors["zero_point"] = zero_point
+    if positions is not None:
+        tensors |= _sparse_rows(weight, positions)
+    return QuantizedTensor(shape=shape, scheme=scheme, **tensors)
+
+
+def find_outliers(
+    weight: torch.Tensor, scheme: Scheme, generator: torch.Generator | None = None
+) -> torch.Tensor | None:
+    """Flat positions of the outliers of a finite float32 weight [out, in]; None when the scheme keeps none.
+
+    The rule ``error`` measures the error on a grid fitted without the Gaussian tail: a grid fitted to all
+    weights has been stretched by the very outliers it should find.
+    """
+    if scheme.outliers is None:
+        return None
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    if scheme.outliers.rule != "error":
+        return select(weight, scheme.outliers, None, generator)
+    tail = select(weight, replace(scheme.outliers, rule="tail"), None, None)
+    parameters = _fit(weight, scheme, tail)
+    blocks = to_blocks(weight, scheme)
+    error = round_trip(blocks, scheme, *parameters).sub_(blocks).abs_()
+    return select(weight, scheme.outliers, error, None)
+
+
+def _fit(weight: torch.Tensor, scheme: Scheme, outliers: torch.Tensor | None) -> Parameters:
+    """Run the strategy on a weight [out, in] with the outliers set aside."""
+    find = get_strategy(scheme.strategy, scheme.options)
+    if outliers is None or not outliers.numel():
+        return find(to_blocks(weight, scheme), scheme, None, **scheme.options)
+    values = weight.clone()
+    values.view(-1)[outliers] = 0
+    keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    keep.view(-1)[outliers] = False
+    return find(to_blocks(values, scheme), scheme, to_blocks(keep, scheme), **scheme.options)
+
+
+def flat_positions(ptr: torch.Tensor, col: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Flat int64 positions of compressed sparse rows in a matrix [out, in]."""
+    counts = (ptr[1:] - ptr[:-1]).long()
+    rows = torch.repeat_interleave(torch.arange(shape[0], device=ptr.device), counts)
+    return rows * shape[1] + col.long()
+
+
+def check_finite(weight: torch.Tensor) -> None:
+    """Raise :class:`WeightError` for an empty weight or one with NaN or infinite values."""
+    if weight.numel() == 0:
+        raise WeightError(f"the weight is empty, shape {list(weight.shape)}")
+    low, high = weight.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        bad = weight.numel() - int(weight.isfinite().sum())
+        raise WeightError(f"{bad} of {weight.numel()} weights are NaN or infinite; repair the checkpoint first")
+
+
+def _as_stored(parameters: Parameters, scheme: Scheme, shape: tuple[int, int]) -> Parameters:
+    """Shape and round the parameters as they are stored, so that codes are fitted to what will be read back."""
+    scale, zero_point = parameters
+    groups = scheme.groups(shape)
+    if scheme.granularity == "group":
+        if float(scale.max()) > _HALF_MAX:
+            raise WeightError("a step size exceeds the float16 range; use the granularity `channel`")
+        scale = scale.clamp(min=_HALF_TINY).to(torch.float16)
+    return scale.view(groups), None if zero_point is None else zero_point.view(groups)
+
+
+def _sparse_rows(weight: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The outliers of a float32 weight as compressed sparse rows with float16 values."""
+    out_features, in_features = weight.shape
+    values = weight.view(-1)[positions]
+    if values.numel() and float(values.abs().max()) > _HALF_MAX:
+        raise WeightError(f"an outlier of {float(values.abs().max()):.3g} exceeds the float16 range 65504")
+    counts = torch.bincount(positions // in_features, minlength=out_features)
+    ptr = torch.zeros(out_features + 1, dtype=torch.int32, device=weight.device)
+    ptr[1:] = counts.cumsum(0)
+    return {
+        "outlier_ptr": ptr,
+        "outlier_col": (positions % in_features).to(_column_dtype(in_features)),
+        "outlier_value": values.to(torch.float16),
+    }
+
+
+def _column_dtype(columns: int) -> torch.dtype:
+    return torch.uint16 if columns <= _SHORT_COLUMNS else torch.int32
