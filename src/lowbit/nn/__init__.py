@@ -1,0 +1,15 @@
+"""Modules over quantized weights."""
+
+from lowbit.nn.embedding import QuantEmbedding, TiedQuantEmbedding
+from lowbit.nn.linear import QuantLinear, TiedQuantLinear
+from lowbit.nn.payload import CODES, QuantModule, empty_tensor
+
+__all__ = [
+    "CODES",
+    "QuantEmbedding",
+    "QuantLinear",
+    "QuantModule",
+    "TiedQuantEmbedding",
+    "TiedQuantLinear",
+    "empty_tensor",
+]

@@ -1,0 +1,65 @@
+"""Word embeddings over quantized tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lowbit.nn.payload import QuantModule
+from lowbit.packing import unpack
+from lowbit.qtensor import QuantizedTensor
+
+
+class QuantEmbedding(QuantModule):
+    """Looks rows up in a quantized table [vocabulary, width]; only the rows asked for are unpacked.
+
+    ``dtype`` is that of the rows it returns and follows ``.to(dtype)``, as for ``nn.Embedding``.
+    """
+
+    def __init__(
+        self, tensor: QuantizedTensor, padding_idx: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(tensor)
+        self.num_embeddings, self.embedding_dim = tensor.shape
+        self.padding_idx = padding_idx
+        self.dtype = dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """``ids`` integer [...] to rows [..., width]."""
+        rows = self._rows(ids.reshape(-1))
+        return rows.to(self.dtype).view(*ids.shape, self.embedding_dim)
+
+    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Float32 rows [n, width] of flat ids."""
+        row_bits = self.embedding_dim * self.scheme.bits
+        if self.outlier_value is not None or row_bits % 8 or self.scale.shape[0] == 1:
+            return self.tensor.dequantize()[ids]
+        packed = self.codes.view(self.num_embeddings, row_bits // 8)[ids]
+        codes = unpack(packed.reshape(-1), self.scheme.bits, ids.numel() * self.embedding_dim)
+        groups = codes.float().view(ids.numel(), self.scale.shape[1], -1)
+        offset = self.scheme.offset if self.zero_point is None else self.zero_point[ids].float()[:, :, None]
+        return groups.sub_(offset).mul_(self.scale[ids].float()[:, :, None]).view(ids.numel(), -1)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
+
+
+class TiedQuantEmbedding(torch.nn.Module):
+    """An embedding that shares the table of another one, as T5's encoder and decoder do; it stores nothing."""
+
+    def __init__(self, source: QuantEmbedding) -> None:
+        super().__init__()
+        self._source = [source]  # in a list, so that the payload is registered, moved and saved once
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dequantized float32 table [vocabulary, width], made anew at each access."""
+        return self._source[0].weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """``ids`` integer [...] to rows [..., width]."""
+        rows: torch.Tensor = self._source[0](ids)
+        return rows

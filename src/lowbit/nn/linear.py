@@ -1,0 +1,51 @@
+"""Linear layers over quantized weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lowbit.kernels import quant_linear
+from lowbit.nn.embedding import QuantEmbedding
+from lowbit.nn.payload import QuantModule
+from lowbit.qtensor import QuantizedTensor
+
+
+class QuantLinear(QuantModule):
+    """``y = x W^T + b`` with a quantized W [out, in]; stands in for ``nn.Linear`` and for ``Conv1D``.
+
+    It is deliberately no ``nn.Linear``: libraries that would silently replace or merge its weight refuse it.
+    """
+
+    def __init__(self, tensor: QuantizedTensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.out_features, self.in_features = tensor.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [..., in] to [..., out], in the dtype of ``x`` (or of autocast)."""
+        return quant_linear(x, self.tensor, self.bias)
+
+
+class TiedQuantLinear(nn.Module):
+    """An output projection that reads the payload of the embedding it is tied to; it stores only a bias."""
+
+    def __init__(self, source: QuantEmbedding, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self._source = [source]  # in a list, so that the payload is registered, moved and saved once
+        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.out_features, self.in_features = source.shape
+
+    @property
+    def source(self) -> QuantEmbedding:
+        """The embedding whose payload this projection shares."""
+        return self._source[0]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dequantized float32 weight [vocabulary, width], made anew at each access."""
+        return self.source.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [..., width] to scores [..., vocabulary], in the dtype of ``x`` (or of autocast)."""
+        return quant_linear(x, self.source.tensor, self.bias)

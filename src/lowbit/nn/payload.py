@@ -1,0 +1,91 @@
+"""The base of quantized modules: a QuantizedTensor held in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowbit.packing import packed_size
+from lowbit.qtensor import QuantizedTensor, tensor_specs
+from lowbit.scheme import Scheme
+
+CODES = "codes"  # the buffer's name; on disk the codes are called ``weight``
+_PARAMETERS = ("scale", "zero_point", "outlier_ptr", "outlier_col", "outlier_value")
+
+
+class QuantModule(nn.Module):
+    """Holds a weight [out, in] as buffers ``codes, scale, zero_point, outlier_ptr, outlier_col, outlier_value``.
+
+    The buffers keep their dtype through ``.to(dtype)`` and ``.half()``: they are the stored form, and the
+    result follows the dtype of the input. Training promotes ``outlier_value`` (and ``scale``) to parameters.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor | None
+    outlier_ptr: torch.Tensor | None
+    outlier_col: torch.Tensor | None
+    outlier_value: torch.Tensor | None
+
+    def __init__(self, tensor: QuantizedTensor) -> None:
+        super().__init__()
+        self.scheme = tensor.scheme
+        self.shape = tensor.shape
+        for name in _PARAMETERS:
+            self.register_buffer(name, getattr(tensor, name))
+        self.register_buffer(CODES, tensor.weight)
+
+    @property
+    def tensor(self) -> QuantizedTensor:
+        """The payload as a value; it shares memory with the module."""
+        return QuantizedTensor(
+            shape=self.shape,
+            scheme=self.scheme,
+            weight=self.codes,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            outlier_ptr=self.outlier_ptr,
+            outlier_col=self.outlier_col,
+            outlier_value=self.outlier_value,
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dequantized float32 weight [out, in], made anew at each access; writing to it changes nothing."""
+        meta = self.codes.is_meta
+        weight = torch.empty(self.shape, device="meta") if meta else self.tensor.dequantize().detach()
+        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # keeps initialisers away from the copy
+        return weight
+
+    def payload(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by their names on disk, values in 16 bits even while they are trained in 32."""
+        tensors = self.tensor.to_tensors()
+        specs = tensor_specs(self.scheme, self.shape, self.tensor.outlier_count)
+        return {name: value.detach().to(specs[name][0]) for name, value in tensors.items()}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        stored = {id(getattr(self, name)) for name in (CODES, *_PARAMETERS)}
+
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            if id(tensor) not in stored or moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def extra_repr(self) -> str:
+        """Shape and scheme, as ``print(model)`` shows them."""
+        out_features, in_features = self.shape
+        return f"out={out_features}, in={in_features}, scheme={self.scheme}, outliers={self.tensor.outlier_count}"
+
+
+def empty_tensor(scheme: Scheme, shape: tuple[int, int], outliers: int | None = None) -> QuantizedTensor:
+    """A payload of the right names, shapes and dtypes on the meta device, to be filled by a loader."""
+    specs = tensor_specs(scheme, shape, outliers)
+    assert specs["weight"][1] == (packed_size(shape[0] * shape[1], scheme.bits),)
+    tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in specs.items()}
+    return QuantizedTensor(shape=shape, scheme=scheme, **tensors)
