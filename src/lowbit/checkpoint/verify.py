@@ -1,0 +1,90 @@
+"""Checking a written directory, byte by byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowbit.checkpoint.directory import WEIGHTS_FILE
+from lowbit.checkpoint.tensorfile import Entries, check_bytes, read_manifest
+from lowbit.errors import CheckpointError
+from lowbit.plan import ModuleSpec, module_specs
+from lowbit.qtensor import tensor_specs
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What :func:`verify` found to be whole."""
+
+    path: Path
+    tensors: int
+    quantized_modules: int
+    bytes: int
+    fingerprint: str
+
+
+def verify(directory: str | Path) -> Verified:
+    """Check every tensor of a backbone against its checksum and the module list in ``config.json``.
+
+    The first fault raises :class:`CheckpointError` naming file and tensor.
+    """
+    path = Path(directory)
+    specs = module_specs(read_quantization_config(path))
+    weights = path / WEIGHTS_FILE
+    entries = read_manifest(weights)
+    stored = stored_modules(entries, specs, weights)
+    check_bytes(weights, entries)
+    return Verified(path, len(entries), len(stored), weights.stat().st_size, fingerprint(entries, stored))
+
+
+def read_quantization_config(path: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of a backbone directory; anything else raises CheckpointError."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{config} does not exist; {path} is not a model directory")
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config} is not valid JSON: {error}") from error
+    quantization: dict[str, Any] = values.get("quantization_config") or {}
+    if quantization.get("quant_method") != "lowbit":
+        raise CheckpointError(f"{path} is not a lowbit backbone; make one with `lowbit quantize MODEL -o DIR`")
+    return quantization
+
+
+def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], file: Path) -> dict[str, str]:
+    """Paths in ``file`` of the quantized modules, by relative name, after their tensors were compared with ``specs``.
+
+    The same backbone may have been saved from a task class, which puts a prefix before every name.
+    """
+    first = next(iter(specs))
+    prefix = next((n.removesuffix(f"{first}.weight") for n in entries if n.endswith(f".{first}.weight")), "")
+    stored = {}
+    for name, spec in specs.items():
+        path = prefix + name
+        values = entries.get(f"{path}.outlier_value")
+        expected = tensor_specs(spec.scheme, spec.shape, None if values is None else values.shape[0])
+        for part, (dtype, shape) in expected.items():
+            entry = entries.get(f"{path}.{part}")
+            if entry is None:
+                raise CheckpointError(f"{file}: tensor {path}.{part!s} of a quantized module is missing")
+            if (entry.dtype, entry.shape) != (dtype, shape):
+                raise CheckpointError(
+                    f"{file}: tensor '{path}.{part}' is {entry.describe()}, config.json asks for {dtype} {list(shape)}"
+                )
+        stored[name] = path
+    return stored
+
+
+def fingerprint(entries: Entries, stored: Mapping[str, str]) -> str:
+    """SHA-256 over the checksums of all quantized tensors: the same for every task class on one backbone."""
+    digest = hashlib.sha256()
+    for name, path in sorted(stored.items()):
+        for part in sorted(key for key in entries if key.startswith(f"{path}.")):
+            if not part.endswith(".bias"):
+                digest.update(f"{name}{part.removeprefix(path)}:{entries[part].sha256}\n".encode())
+    return digest.hexdigest()

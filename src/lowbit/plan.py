@@ -1,0 +1,202 @@
+"""The plan: a recipe resolved against one model, module by module, with the reason for everything skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lowbit.arch import roles, weight_shape
+from lowbit.errors import CheckpointError, LowbitError, SchemeError
+from lowbit.outliers import count_outliers
+from lowbit.qtensor import tensor_specs
+from lowbit.recipe import Recipe
+from lowbit.scheme import Scheme
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One module that holds parameters.
+
+    ``name`` is relative to the base model; ``kind`` is ``linear``, ``conv1d``, ``embedding``, ``tied`` or
+    ``skipped``; ``scheme`` is None for the last two, ``reason`` says why. ``weights`` counts all its parameters;
+    ``bytes_before`` and ``bytes_after`` are what they take on disk.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int] | None
+    scheme: Scheme | None
+    reason: str
+    weights: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to each module of one model, in model order."""
+
+    model_type: str
+    model_class: str
+    recipe: Recipe
+    entries: tuple[PlanEntry, ...]
+
+    @property
+    def quantized(self) -> tuple[PlanEntry, ...]:
+        """The entries with a scheme."""
+        return tuple(entry for entry in self.entries if entry.scheme is not None)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all parameters in the model's own dtype."""
+        return sum(entry.bytes_before for entry in self.entries)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all tensors after quantization."""
+        return sum(entry.bytes_after for entry in self.entries)
+
+    @property
+    def effective_bits(self) -> float:
+        """Bits of all tensors of the quantized block linears, biases excluded, over their weights."""
+        linears = [entry for entry in self.quantized if entry.kind != "embedding"]
+        return effective_bits({entry.name: stored_bits(entry) for entry in linears}, linears)
+
+    @property
+    def model_bits(self) -> float:
+        """Bits of the whole model over all its parameters."""
+        return 8 * self.bytes_after / sum(entry.weights for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, as written to ``plan.json``."""
+        entries = []
+        for entry in self.entries:
+            values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+            values["scheme"] = None if entry.scheme is None else str(entry.scheme)
+            entries.append(values)
+        return {
+            "model_type": self.model_type,
+            "model_class": self.model_class,
+            "recipe": self.recipe.to_dict(),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "effective_bits": round(self.effective_bits, 4),
+            "model_bits": round(self.model_bits, 4),
+            "modules": entries,
+        }
+
+
+def stored_bits(entry: PlanEntry) -> int:
+    """Bits of the stored tensors of a quantized entry, bias excluded."""
+    assert entry.scheme is not None
+    assert entry.shape is not None
+    return 8 * _payload_bytes(entry.scheme, entry.shape)
+
+
+def effective_bits(bits: Mapping[str, int], entries: list[PlanEntry]) -> float:
+    """Total of ``bits`` over the weights of ``entries``; 0 when nothing is quantized."""
+    weights = sum(entry.shape[0] * entry.shape[1] for entry in entries if entry.shape is not None)
+    return sum(bits.values()) / weights if weights else 0.0
+
+
+def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
+    """Resolve ``recipe`` against a model; its weights are not read, so it may live on the meta device.
+
+    Raises UnsupportedModelError for an unknown model type and SchemeError for a pattern that matches nothing or
+    a scheme that does not fit a module, with the module's name.
+    """
+    found = roles(model)
+    recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])
+    entries = []
+    for role in found:
+        module = model.get_submodule(role.path)
+        parameters = dict(module.named_parameters(recurse=False))
+        if role.kind == "tied":
+            parameters.pop("weight")
+        weights = sum(parameter.numel() for parameter in parameters.values())
+        before = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+        if role.kind in ("tied", "skipped"):
+            entries.append(PlanEntry(role.name, role.kind, None, None, role.reason, weights, before, before))
+            continue
+        scheme = recipe.scheme_for(role.name, role.kind)
+        if scheme is None:
+            entries.append(PlanEntry(role.name, "skipped", None, None, "recipe", weights, before, before))
+            continue
+        shape = weight_shape(module)
+        weight = parameters["weight"]
+        try:
+            payload = _payload_bytes(scheme, shape)
+        except LowbitError as error:
+            raise type(error)(f"{role.name}: {error}") from error
+        after = before - weight.numel() * weight.element_size() + payload
+        entries.append(PlanEntry(role.name, role.kind, shape, scheme, "", weights, before, after))
+    if not any(entry.scheme for entry in entries):
+        raise SchemeError("the recipe quantizes nothing; leave fewer modules out")
+    return Plan(model.config.model_type, type(model).__name__, recipe, tuple(entries))
+
+
+def _payload_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
+    """Bytes of the stored tensors; a sigma threshold, whose count depends on the weights, is taken as 0.5 %."""
+    size = shape[0] * shape[1]
+    rule = scheme.outliers
+    unknown = rule is not None and count_outliers(rule, size) is None
+    specs = tensor_specs(scheme, shape, round(0.005 * size) if unknown else None)
+    total = 0
+    for dtype, dimensions in specs.values():
+        count = 1
+        for dimension in dimensions:
+            count *= dimension
+        total += count * dtype.itemsize
+    return total
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """What a loader must know of one quantized module: its kind, shape [out, in] and scheme."""
+
+    kind: str
+    shape: tuple[int, int]
+    scheme: Scheme
+
+
+def quantization_config(plan: Plan) -> dict[str, Any]:
+    """The ``quantization_config`` of ``config.json``: the recipe and the explicit list of quantized modules."""
+    groups: list[dict[str, Any]] = []
+    for entry in plan.quantized:
+        assert entry.scheme is not None
+        assert entry.shape is not None
+        shared = {"kind": entry.kind, "shape": list(entry.shape), "scheme": entry.scheme.to_dict()}
+        group = next((g for g in groups if all(g[key] == value for key, value in shared.items())), None)
+        if group is None:
+            group = {**shared, "modules": []}
+            groups.append(group)
+        group["modules"].append(entry.name)
+    return {
+        "quant_method": "lowbit",
+        "version": CONFIG_VERSION,
+        "recipe": plan.recipe.to_dict(),
+        "groups": groups,
+    }
+
+
+def module_specs(config: Mapping[str, Any]) -> dict[str, ModuleSpec]:
+    """Read :func:`quantization_config` back: specs by relative module name. Damage raises CheckpointError."""
+    if config.get("version") != CONFIG_VERSION:
+        raise CheckpointError(
+            f"this backbone has format version {config.get('version')!r}, this lowbit reads {CONFIG_VERSION}; "
+            "quantize the model again"
+        )
+    try:
+        return {
+            name: ModuleSpec(group["kind"], (group["shape"][0], group["shape"][1]), Scheme.from_dict(group["scheme"]))
+            for group in config["groups"]
+            for name in group["modules"]
+        }
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"quantization_config in config.json is damaged: {error}") from error
