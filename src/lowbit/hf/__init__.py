@@ -1,0 +1,6 @@
+"""Plug-ins for other libraries. Importing this package registers lowbit with transformers."""
+
+from lowbit.hf.config import LowbitConfig
+from lowbit.hf.quantizer import LowbitQuantizer, attach, disk_tensors
+
+__all__ = ["LowbitConfig", "LowbitQuantizer", "attach", "disk_tensors"]

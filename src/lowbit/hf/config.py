@@ -1,0 +1,53 @@
+"""``LowbitConfig``: the ``quantization_config`` of transformers for this method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.quantizers import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from lowbit.plan import CONFIG_VERSION, ModuleSpec, Plan, module_specs, quantization_config
+from lowbit.recipe import Recipe
+
+
+@register_quantization_config("lowbit")
+class LowbitConfig(QuantizationConfigMixin):
+    """What to do on loading a float model, or what was done to a stored one.
+
+    ``recipe``: a scheme's short form (``"w4"``), a recipe file, mapping, Scheme or Recipe. ``groups`` is filled by
+    quantization: the explicit list of quantized modules that the loader trusts.
+
+    ``AutoModel.from_pretrained(float_folder, quantization_config=LowbitConfig("w4"))`` quantizes on loading.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any] | Recipe = "w4",
+        groups: list[dict[str, Any]] | None = None,
+        version: int = CONFIG_VERSION,
+        **other: Any,
+    ) -> None:
+        other.pop("quant_method", None)
+        if other:
+            warnings.warn(f"unknown keys in a lowbit quantization_config: {sorted(other)}", stacklevel=2)
+        self.quant_method = "lowbit"
+        self.version = version
+        self.recipe = Recipe.parse(recipe).to_dict()
+        self.groups = groups or []
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> LowbitConfig:
+        """The configuration of a model that was quantized by ``plan``."""
+        return cls(**quantization_config(plan))
+
+    def parsed_recipe(self) -> Recipe:
+        """The recipe as a value."""
+        return Recipe.parse(self.recipe)
+
+    def modules(self) -> dict[str, ModuleSpec]:
+        """Specs of the quantized modules by relative name; damage raises CheckpointError."""
+        return module_specs({"version": self.version, "groups": self.groups})

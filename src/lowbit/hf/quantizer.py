@@ -1,0 +1,165 @@
+"""The transformers plug-in: loading, quantizing on load, and saving through ``from_pretrained``/``save_pretrained``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
+from transformers.quantizers import HfQuantizer, register_quantizer
+
+from lowbit.arch import find_module, swap_modules, weight_shape
+from lowbit.checkpoint import (
+    Entries,
+    check_bytes,
+    manifest_metadata,
+    read_manifest,
+    stored_modules,
+    tensor_entry,
+)
+from lowbit.errors import CheckpointError
+from lowbit.hf.config import LowbitConfig
+from lowbit.nn import CODES, QuantEmbedding, QuantModule, empty_tensor
+from lowbit.quantize import quantize_model
+
+
+@register_quantizer("lowbit")
+class LowbitQuantizer(HfQuantizer):
+    """Puts quantized modules in place before a backbone is loaded, or quantizes a float model after loading."""
+
+    def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._expected: dict[str, torch.dtype] = {}
+        self._renamings: list[WeightRenaming] = []
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        """Check the files byte by byte, then swap modules on the meta device."""
+        if not self.pre_quantized:
+            return
+        if not checkpoint_files:
+            raise CheckpointError("a lowbit backbone is loaded from files; pass a directory, not a state dict")
+        entries = _checked_entries([Path(file) for file in checkpoint_files])
+        specs = self.quantization_config.modules()
+        stored = stored_modules(entries, specs, Path(checkpoint_files[0]))
+        tensors = {}
+        for name, spec in specs.items():
+            path = find_module(model, name)
+            if path is None:
+                continue  # this task class has no such module, as T5EncoderModel has no decoder
+            if weight_shape(model.get_submodule(path)) != spec.shape:
+                found = weight_shape(model.get_submodule(path))
+                raise CheckpointError(f"{name}: the model asks for shape {found}, the backbone has {spec.shape}")
+            values = entries.get(f"{stored[name]}.outlier_value")
+            tensors[path] = empty_tensor(spec.scheme, spec.shape, None if values is None else values.shape[0])
+            self._renamings.append(_renaming(stored[name]))
+        swap_modules(model, tensors)
+        self._expected = {
+            f"{path}.{name}": buffer.dtype
+            for path, module in model.named_modules()
+            if isinstance(module, QuantModule)
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+
+    def get_weight_conversions(self) -> list[WeightRenaming]:
+        """On disk the codes are called ``weight``, in memory ``codes``."""
+        return self._renamings
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """Quantize a float model, or make sure that every payload arrived as it was stored."""
+        if not self.pre_quantized:
+            plan = quantize_model(model, self.quantization_config.parsed_recipe())
+            attach(model, LowbitConfig.from_plan(plan), self)
+            return
+        for name, dtype in self._expected.items():
+            path, _, part = name.rpartition(".")
+            buffer = model.get_submodule(path)._buffers[part]
+            assert buffer is not None
+            if buffer.is_meta or not getattr(buffer, "_is_hf_initialized", False):
+                raise CheckpointError(f"{path}: {part} was not filled from the checkpoint; load the whole directory")
+            if buffer.dtype != dtype:
+                # Only half-precision models with fp32 exceptions widen outliers; narrowing them back is exact.
+                model.get_submodule(path)._buffers[part] = buffer.to(dtype)
+        _set_embedding_dtype(model)
+        attach(model, self.quantization_config, self)
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """The tensors by their names on disk, and the manifest."""
+        tensors = disk_tensors(model)
+        entries = {name: tensor_entry(tensor) for name, tensor in tensors.items()}
+        return tensors, manifest_metadata(entries)
+
+    def is_serializable(self, **kwargs: Any) -> bool:
+        """Backbones can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """The Trainer may train the float parameters and, after ``tuning.prepare``, the outliers."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """No adapters of another library are needed for training."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """``torch.compile`` can trace the modules."""
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        raise CheckpointError("dequantizing in place is not supported; load the float model instead")
+
+
+def attach(model: PreTrainedModel, config: LowbitConfig, quantizer: LowbitQuantizer | None = None) -> None:
+    """Make a model with quantized modules known to transformers, so that ``save_pretrained`` writes a backbone."""
+    if quantizer is None:
+        quantizer = LowbitQuantizer(config, pre_quantized=True)
+    quantizer.quantization_config = config
+    model.config.quantization_config = config
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    # Saved names are the model's own: renamings that an old checkpoint needed must not come back.
+    model._weight_conversions = []
+
+
+def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Every tensor of a quantized model by its name on disk, tied ones once."""
+    tensors: dict[str, torch.Tensor] = {}
+    payloads = {path: module for path, module in model.named_modules() if isinstance(module, QuantModule)}
+    tied = set(model.all_tied_weights_keys)
+    for name, tensor in model.state_dict().items():
+        path, _, part = name.rpartition(".")
+        if path in payloads and part != "bias":
+            if part == CODES:
+                tensors |= {f"{path}.{key}": value for key, value in payloads[path].payload().items()}
+        elif name not in tied:
+            tensors[name] = tensor
+    return tensors
+
+
+def _checked_entries(files: list[Path]) -> Entries:
+    """The manifests of all files together, after every byte was compared with its checksum."""
+    entries = {}
+    for file in files:
+        found = read_manifest(file)
+        check_bytes(file, found)
+        entries.update(found)
+    return entries
+
+
+def _renaming(path: str) -> WeightRenaming:
+    escaped = path.replace(".", r"\.")
+    return WeightRenaming(source_patterns=rf"^{escaped}\.weight$", target_patterns=f"{path}.{CODES}")
+
+
+def _set_embedding_dtype(model: PreTrainedModel) -> None:
+    """Quantized embeddings return rows in the dtype that the model was loaded in."""
+    for module in model.modules():
+        if isinstance(module, QuantEmbedding):
+            module.dtype = model.dtype
