@@ -1,0 +1,20 @@
+"""Data: columns of text with labels, from GLUE, CSV, TSV and JSON lines, and text for language models."""
+
+from lowbit.data.encode import encode
+from lowbit.data.examples import Examples
+from lowbit.data.glue import GLUE, Task, get_task, load_glue
+from lowbit.data.intents import load_intents
+from lowbit.data.table import load_table
+from lowbit.data.text import read_text
+
+__all__ = [
+    "GLUE",
+    "Examples",
+    "Task",
+    "encode",
+    "get_task",
+    "load_glue",
+    "load_intents",
+    "load_table",
+    "read_text",
+]
