@@ -1,0 +1,224 @@
+"""Rewrite the benchmark tables of README.md and docs/*.md from the rows in benchmarks/results/*.jsonl.
+
+A table lives between two marker lines, ``<!-- table:NAME -->`` and ``<!-- /table -->``; what stands between
+them is generated. ``--check`` writes nothing, prints a unified diff and exits with 1 where a file differs.
+"""
+
+import argparse
+import difflib
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Table = Callable[[Path], str]
+
+ROOT = Path(__file__).resolve().parent.parent
+MISSING = "–"
+REGION = re.compile(r"^<!-- table:(?P<name>\w+) -->\n.*?^<!-- /table -->$", re.MULTILINE | re.DOTALL)
+MARKER = re.compile(r"^<!-- (?:table:\w+|/table) -->$", re.MULTILINE)
+
+TABLES: dict[str, Table] = {}
+
+
+class TableError(Exception):
+    """A results file or a marked region cannot be used; the message names file and line."""
+
+
+def table(name: str) -> Callable[[Table], Table]:
+    """Register a function from the results folder to a markdown table under ``name``."""
+
+    def register(function: Table) -> Table:
+        TABLES[name] = function
+        return function
+
+    return register
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSONL file in the order written; none where the file does not exist."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TableError(f"{path}:{number}: not JSON ({error}); mend or delete the line") from error
+    return rows
+
+
+def newest(rows: Iterable[Row], *key: str) -> list[Row]:
+    """The newest row per key: the latest ``date``, and the later line where dates are equal or absent."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: row.get("date") or ""):
+        found[tuple(row.get(name) for name in key)] = row
+    return list(found.values())
+
+
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]], *, text_columns: int) -> str:
+    """A markdown table: the first ``text_columns`` left-aligned, the others right-aligned."""
+    rule = ["---" if column < text_columns else "---:" for column in range(len(headings))]
+    body = lines or [[MISSING] * len(headings)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *body))
+
+
+def show(row: Row, field: str, form: str = "{}") -> str:
+    """One field of a row as text."""
+    return MISSING if row.get(field) is None else form.format(row[field])
+
+
+def mebibytes(row: Row, field: str) -> str:
+    """A field in bytes as MiB."""
+    return MISSING if row.get(field) is None else f"{row[field] / 2**20:.1f} MiB"
+
+
+@table("quality")
+def quality(results: Path) -> str:
+    """One line per model and task; a cell is the mean over seeds."""
+    columns = {
+        "full": ("full", "fp32"),
+        "PTQ w4": ("ptq", "w4"),
+        "ours w4": ("outliers", "w4"),
+        "PTQ w3": ("ptq", "w3"),
+        "ours w3": ("outliers", "w3"),
+    }
+    cells: dict[tuple[str, ...], list[Row]] = {}
+    for row in read_rows(results / "quality.jsonl"):
+        cell = (row["model"], row["task"], row["metric"], row["method"], row["scheme"])
+        cells.setdefault(cell, []).append(row)
+    lines = [
+        [*line, *(score(cells.get((*line, *column), [])) for column in columns.values())]
+        for line in sorted({cell[:3] for cell in cells})
+    ]
+    return markdown(["Model", "Task", "Metric", *columns], lines, text_columns=3)
+
+
+def score(rows: Sequence[Row]) -> str:
+    """Mean ± sample standard deviation over the seeds of one configuration.
+
+    Runs of different configurations (precision, epochs, training rows) are never averaged: the newest wins.
+    """
+    configuration = ("precision", "epochs", "rows")
+    latest = newest(rows)
+    scores = [
+        row["score"]
+        for row in newest(rows, "seed", *configuration)
+        if all(row.get(name) == latest[0].get(name) for name in configuration)
+    ]
+    if not scores:
+        return MISSING
+    if len(scores) == 1:
+        return f"{scores[0]:.3f}"
+    return f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f} (n={len(scores)})"
+
+
+@table("size")
+def size(results: Path) -> str:
+    """One line per geometry, scheme and embedding width: bits, bytes and how much smaller the file is."""
+    headings = [
+        "Geometry",
+        "Scheme",
+        "Embeddings",
+        "Effective bits",
+        "Model bits",
+        "File",
+        "fp32",
+        "fp32 / file",
+    ]
+    lines = [
+        [
+            show(row, "geometry"),
+            show(row, "scheme"),
+            show(row, "embeddings"),
+            show(row, "effective_bits", "{:.3f}"),
+            show(row, "model_bits", "{:.3f}"),
+            mebibytes(row, "file_bytes"),
+            mebibytes(row, "fp32_bytes"),
+            show(row, "ratio", "{:.2f}×"),
+        ]
+        for row in newest(read_rows(results / "size.jsonl"), "geometry", "scheme", "embeddings")
+    ]
+    return markdown(headings, lines, text_columns=3)
+
+
+@table("stage1")
+def stage1(results: Path) -> str:
+    """One line per quantization run: time beside a plain copy, memory beside the largest tensor."""
+    headings = ["Geometry", "Strategy", "Scheme", "Time", "Plain copy", "Time / copy"]
+    headings += ["Peak private memory", "Largest tensor", "Peak / largest", "Threads", "Processor"]
+    key = ("geometry", "strategy", "scheme", "threads", "cpu")
+    lines = [
+        [
+            show(row, "geometry"),
+            show(row, "strategy"),
+            show(row, "scheme"),
+            show(row, "seconds", "{:.1f} s"),
+            show(row, "copy_seconds", "{:.1f} s"),
+            show(row, "ratio", "{:.1f}×"),
+            show(row, "peak_private_mib", "{:.0f} MiB"),
+            show(row, "largest_tensor_mib", "{:.0f} MiB"),
+            show(row, "memory_ratio", "{:.1f}×"),
+            show(row, "threads"),
+            show(row, "cpu"),
+        ]
+        for row in newest(read_rows(results / "stage1_cost.jsonl"), *key)
+    ]
+    return markdown(headings, lines, text_columns=3)
+
+
+def fill(text: str, path: Path, results: Path) -> str:
+    """``text`` of the document ``path`` with every marked region generated anew."""
+    regions = list(REGION.finditer(text))
+    if len(MARKER.findall(text)) != 2 * len(regions):
+        raise TableError(f"{path}: every `<!-- table:NAME -->` needs its own `<!-- /table -->` on a later line")
+    for region in regions:
+        if region["name"] not in TABLES:
+            raise TableError(f"{path}: unknown table {region['name']!r}; use one of {', '.join(TABLES)}")
+
+    def generate(region: re.Match[str]) -> str:
+        name = region["name"]
+        return f"<!-- table:{name} -->\n{TABLES[name](results)}<!-- /table -->"
+
+    return REGION.sub(generate, text)
+
+
+def stale_documents(root: Path) -> dict[Path, tuple[str, str]]:
+    """README.md and docs/*.md, where they exist and differ from their rows: the text before and after."""
+    found = {}
+    for path in [*root.glob("README.md"), *sorted(root.glob("docs/*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, path, root / "benchmarks" / "results")
+        if after != before:
+            found[path] = (before, after)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Rewrite the documents under ``root``, or compare them; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 on a difference")
+    check = parser.parse_args(arguments).check
+    try:
+        stale = stale_documents(root)
+    except TableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path, (before, after) in stale.items():
+        name = str(path.relative_to(root))
+        if check:
+            old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+            sys.stdout.writelines(difflib.unified_diff(old, new, name, f"{name} (generated)"))
+        else:
+            path.write_text(after, encoding="utf-8")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+import json
+
+import pytest
+
+from benchmarks import tables
+
+QUALITY = {
+    "model": "minilm",
+    "task": "sst2",
+    "metric": "accuracy",
+    "method": "full",
+    "scheme": "fp32",
+    "seed": 0,
+    "score": 0.9,
+    "precision": "fp32",
+    "epochs": 3,
+    "rows": 67349,
+    "date": "2026-01-01",
+}
+SIZE = {
+    "geometry": "bert-base",
+    "scheme": "w4",
+    "embeddings": "8",
+    "effective_bits": 4.2,
+    "model_bits": 5.1,
+    "file_bytes": 64 * 2**20,
+    "fp32_bytes": 416 * 2**20,
+    "ratio": 6.5,
+}
+STAGE1 = {
+    "geometry": "bert-base",
+    "strategy": "mse",
+    "scheme": "w4",
+    "seconds": 12.34,
+    "copy_seconds": 1.2,
+    "ratio": 10.28,
+    "peak_private_mib": 301.2,
+    "largest_tensor_mib": 89.4,
+    "memory_ratio": 3.37,
+    "threads": 1,
+    "cpu": "a processor",
+}
+EMPTY = "before\n<!-- table:size -->\n<!-- /table -->\nafter\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def body(table):
+    """Cells of the lines below the headings."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("name", ["quality", "size", "stage1"])
+def test_a_missing_file_gives_a_line_of_dashes(results, name):
+    table = tables.TABLES[name](results)
+    assert {cell for line in body(table) for cell in line} == {"–"}
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_quality_puts_each_method_in_its_column_and_shows_missing_cells(results):
+    write(
+        results / "quality.jsonl",
+        [
+            QUALITY,
+            QUALITY | {"method": "ptq", "scheme": "w3", "score": 0.5},
+            QUALITY | {"method": "outliers", "scheme": "w4", "score": 0.8996},
+            QUALITY | {"task": "cola", "metric": "mcc", "method": "ptq", "scheme": "w4", "score": 0.25},
+        ],
+    )
+    assert body(tables.quality(results)) == [
+        ["minilm", "cola", "mcc", "–", "0.250", "–", "–", "–"],
+        ["minilm", "sst2", "accuracy", "0.900", "–", "0.900", "0.500", "–"],
+    ]
+
+
+def test_quality_gives_mean_and_deviation_over_seeds(results):
+    write(results / "quality.jsonl", [QUALITY | {"seed": seed, "score": 0.8 + seed / 10} for seed in range(3)])
+    assert body(tables.quality(results))[0][3] == "0.900 ± 0.100 (n=3)"
+
+
+def test_the_newest_row_of_a_seed_wins_by_date_not_by_position(results):
+    write(results / "quality.jsonl", [QUALITY | {"date": "2026-02-01", "score": 0.7}, QUALITY])
+    assert body(tables.quality(results))[0][3] == "0.700"
+
+
+def test_the_later_line_wins_between_equal_dates(results):
+    write(results / "quality.jsonl", [QUALITY, QUALITY | {"score": 0.7}])
+    assert body(tables.quality(results))[0][3] == "0.700"
+
+
+@pytest.mark.parametrize("changed", [{"epochs": 1}, {"rows": 1000}, {"precision": "bf16"}])
+def test_runs_of_different_configurations_are_not_averaged(results, changed):
+    other = QUALITY | changed | {"seed": 1, "score": 0.1, "date": "2025-12-31"}
+    write(results / "quality.jsonl", [QUALITY, other])
+    assert body(tables.quality(results))[0][3] == "0.900"
+
+
+def test_size_shows_both_bit_counts_and_keeps_the_last_measurement(results):
+    write(
+        results / "size.jsonl",
+        [SIZE | {"file_bytes": 1}, SIZE, SIZE | {"embeddings": "float", "ratio": None}],
+    )
+    assert body(tables.size(results)) == [
+        ["bert-base", "w4", "8", "4.200", "5.100", "64.0 MiB", "416.0 MiB", "6.50×"],
+        ["bert-base", "w4", "float", "4.200", "5.100", "64.0 MiB", "416.0 MiB", "–"],
+    ]
+
+
+def test_stage1_shows_time_and_memory_with_their_ratios(results):
+    write(results / "stage1_cost.jsonl", [STAGE1])
+    assert body(tables.stage1(results)) == [
+        [
+            "bert-base",
+            "mse",
+            "w4",
+            "12.3 s",
+            "1.2 s",
+            "10.3×",
+            "301 MiB",
+            "89 MiB",
+            "3.4×",
+            "1",
+            "a processor",
+        ]
+    ]
+
+
+def test_rewriting_fills_only_the_region_and_then_check_agrees(tmp_path, results):
+    write(results / "size.jsonl", [SIZE])
+    (tmp_path / "docs").mkdir()
+    for path in (tmp_path / "README.md", tmp_path / "docs" / "size.md"):
+        path.write_text(EMPTY, encoding="utf-8")
+    assert tables.main([], root=tmp_path) == 0
+    for path in (tmp_path / "README.md", tmp_path / "docs" / "size.md"):
+        text = path.read_text(encoding="utf-8")
+        assert text == f"before\n<!-- table:size -->\n{tables.size(results)}<!-- /table -->\nafter\n"
+    assert tables.main(["--check"], root=tmp_path) == 0
+
+
+def test_check_fails_on_a_difference_prints_it_and_writes_nothing(tmp_path, results, capsys):
+    write(results / "size.jsonl", [SIZE])
+    readme = tmp_path / "README.md"
+    readme.write_text(EMPTY, encoding="utf-8")
+    assert tables.main(["--check"], root=tmp_path) == 1
+    assert readme.read_text(encoding="utf-8") == EMPTY
+    diff = capsys.readouterr().out
+    assert diff.startswith("--- README.md\n+++ README.md (generated)\n")
+    assert "+| bert-base | w4 | 8 | 4.200 |" in diff
+
+
+def test_nothing_to_do_without_documents(tmp_path):
+    assert tables.main(["--check"], root=tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:nothing -->\n<!-- /table -->\n", "unknown table 'nothing'"),
+        ("<!-- table:size -->\n", "needs its own"),
+        ("<!-- table:size -->\n<!-- table:stage1 -->\n<!-- /table -->\n", "needs its own"),
+    ],
+)
+def test_a_bad_region_is_an_error_that_names_the_file(tmp_path, results, capsys, text, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    assert tables.main([], root=tmp_path) == 2
+    error = capsys.readouterr().err
+    assert str(readme) in error
+    assert message in error
+    assert readme.read_text(encoding="utf-8") == text
+
+
+def test_a_broken_row_is_an_error_that_names_the_line(tmp_path, results, capsys):
+    (results / "size.jsonl").write_text(json.dumps(SIZE) + "\n{broken\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(EMPTY, encoding="utf-8")
+    assert tables.main([], root=tmp_path) == 2
+    assert "size.jsonl:2:" in capsys.readouterr().err
