@@ -5,16 +5,21 @@ from lowbit.data.examples import Examples
 from lowbit.data.glue import GLUE, Task, get_task, load_glue
 from lowbit.data.intents import load_intents
 from lowbit.data.table import load_table
+from lowbit.data.taskdata import TaskData, glue_data, intent_data, table_data
 from lowbit.data.text import read_text
 
 __all__ = [
     "GLUE",
     "Examples",
     "Task",
+    "TaskData",
     "encode",
     "get_task",
+    "glue_data",
+    "intent_data",
     "load_glue",
     "load_intents",
     "load_table",
     "read_text",
+    "table_data",
 ]

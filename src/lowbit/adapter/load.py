@@ -1,0 +1,98 @@
+"""Loading a model for use: a backbone with an adapter, a merged directory, or a float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from lowbit.adapter.apply import apply_adapter
+from lowbit.adapter.files import read_info
+from lowbit.arch import base_prefix, is_head
+from lowbit.checkpoint import checkpoint_folder, read_config
+from lowbit.errors import CheckpointError, UnsupportedModelError
+from lowbit.loop import isolated_rng, load_tokenizer, quiet_transformers
+
+
+def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedModel:
+    """Load a model in eval mode.
+
+    With an ``adapter`` the task class, number of labels and label names come from the adapter; without one the class
+    is the one that ``config.json`` names. ``model`` is a folder or hub id. Raises CheckpointError for damaged files
+    and AdapterError for an adapter that does not belong to this backbone.
+    """
+    folder = checkpoint_folder(model)
+    if adapter is None:
+        return _load_own_class(folder)
+    info = read_info(adapter)
+    loaded, fresh = load_classifier(folder, info.label_names, seed=0)
+    apply_adapter(loaded, adapter)
+    missing = fresh - _active_names(loaded)
+    if missing:
+        raise CheckpointError(f"neither backbone nor adapter holds {sorted(missing)[:3]}; tune again")
+    return loaded.eval()
+
+
+def load_classifier(
+    folder: Path, label_names: tuple[str, ...] | None, *, seed: int, dtype: torch.dtype | str = "auto"
+) -> tuple[PreTrainedModel, set[str]]:
+    """A sequence classifier (one output for regression) and the names of its freshly initialised parameters.
+
+    The fresh head depends on ``seed`` only; the caller's random states are left alone. ``dtype`` is that of the float
+    parameters, by default the checkpoint's own. A folder that lacks more than head and pooler, or whose head has
+    another number of outputs, raises CheckpointError.
+    """
+    outputs = 1 if label_names is None else len(label_names)
+    names = dict(enumerate(label_names)) if label_names is not None else {0: "LABEL_0"}
+    settings: dict[str, Any] = {
+        "num_labels": outputs,
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        "problem_type": "regression" if label_names is None else "single_label_classification",
+    }
+    settings |= {"dtype": dtype, "ignore_mismatched_sizes": True}
+    loaded, report = _from_pretrained(AutoModelForSequenceClassification, folder, seed, **settings)
+    for name, stored, needed in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: {name!r} is {list(stored)}, {outputs} outputs need {list(needed)}; "
+            "start from the model without a task head"
+        )
+    for name in sorted(report["missing_keys"]):
+        if not is_head(loaded, name.rpartition(".")[0]):
+            raise CheckpointError(f"{folder} lacks {name!r} of a {type(loaded).__name__}; start from a whole model")
+    # GPT-2 and OPT classify at the last token that is no padding, and the former's configuration names none.
+    loaded.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return loaded, set(report["missing_keys"])
+
+
+def _load_own_class(folder: Path) -> PreTrainedModel:
+    names = read_config(folder).architectures or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        raise UnsupportedModelError(f"{folder}/config.json names no known model class: {names}")
+    loaded, report = _from_pretrained(model_class, folder, seed=0)
+    if report["missing_keys"]:
+        raise CheckpointError(f"{folder} lacks {sorted(report['missing_keys'])[:3]}; the checkpoint is incomplete")
+    return loaded.eval()
+
+
+def _from_pretrained(
+    model_class: Any, folder: Path, seed: int, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model and the report on its loading; files that cannot be read raise CheckpointError."""
+    read_config(folder)
+    try:
+        with isolated_rng(seed), quiet_transformers():
+            return model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+
+
+def _active_names(model: PreTrainedModel) -> set[str]:
+    """Names inside ``model`` of the tensors that the active adapter holds."""
+    replaced = model.lowbit_adapter.replaced
+    return set(replaced) | {base_prefix(model) + name for name in replaced}

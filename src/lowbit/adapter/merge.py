@@ -1,0 +1,21 @@
+"""One deployable directory out of a backbone and an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowbit.adapter.files import read_info
+from lowbit.adapter.load import load
+from lowbit.checkpoint import checkpoint_folder, refuse_existing
+from lowbit.hf import save
+
+
+def merge(backbone: str | Path, adapter: str | Path, output: str | Path) -> Path:
+    """Write backbone and adapter as one directory, exactly: each float32 weight is bit-equal to the adapted one's.
+
+    Trained values take the place of the backbone's outliers, which lie outside the grid, so nothing is rounded.
+    """
+    refuse_existing(output)
+    model = load(backbone, adapter)
+    model.config.lowbit_task = read_info(adapter).to_dict()
+    return save(model, output, source=checkpoint_folder(backbone))

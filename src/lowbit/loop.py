@@ -1,0 +1,140 @@
+"""Helpers that training and evaluation share: random states, precision, tokenizers, batched forward passes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from lowbit.errors import CheckpointError, DataError, SchemeError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+Progress = Callable[[int, int, str], None]
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed torch, CUDA, numpy and ``random`` inside the block and give the caller's states back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' progress bars and load reports inside the block."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def default_device() -> torch.device:
+    """The first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to run under bf16 autocast. ``auto`` asks for bf16 instructions: emulation is far slower than fp32."""
+    if precision not in PRECISIONS:
+        raise SchemeError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; one without a padding token pads with its end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in files):  # transformers makes one that knows no word
+        raise CheckpointError(
+            f"{folder} has no tokenizer, none of {', '.join(sorted(files))}; save it beside the model"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise CheckpointError(f"the tokenizer in {folder} has neither a padding nor an end token; add one")
+    return tokenizer
+
+
+def length_order(features: Sequence[dict[str, Any]]) -> list[int]:
+    """Indices of the rows, longest first, so that a batch holds rows of similar length."""
+    return sorted(range(len(features)), key=lambda row: (-len(features[row]["input_ids"]), row))
+
+
+def check_lengths(model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
+    """Raise :class:`DataError` where a tokenized row is longer than the model has positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if model.config.model_type == "roberta":
+        positions -= model.config.pad_token_id + 1  # its positions are counted from there
+    longest = max(len(row["input_ids"]) for row in features)
+    if longest > positions:
+        raise DataError(f"a row has {longest} tokens, the model takes {positions}; lower the maximum length to that")
+
+
+def check_sizes(batch_size: int, max_length: int | None) -> None:
+    """Raise :class:`SchemeError` for a batch size or maximum length that is not positive."""
+    if batch_size < 1 or (max_length is not None and max_length < 1):
+        raise SchemeError(f"batch size {batch_size} and maximum length {max_length} must be positive")
+
+
+@torch.no_grad()
+def predict_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    features: Sequence[dict[str, Any]],
+    *,
+    batch_size: int = 32,
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Logits float32 [rows, labels] of tokenized rows, in their order; the model's mode is left as it was."""
+    check_lengths(model, features)
+    device, was_training = model.device, model.training
+    collate = DataCollatorWithPadding(tokenizer)
+    order = length_order(features)
+    logits: list[torch.Tensor] = []
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        if progress is not None:
+            progress(start, len(order), "rows")
+        rows = [{k: v for k, v in features[row].items() if k != "labels"} for row in order[start : start + batch_size]]
+        batch = collate(rows).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device)):
+            logits.append(model(**batch).logits.float().cpu())
+    if progress is not None:
+        progress(len(order), len(order), "rows")
+    model.train(was_training)
+    sorted_logits = torch.cat(logits)
+    restored = torch.empty_like(sorted_logits)
+    restored[torch.tensor(order)] = sorted_logits
+    return restored
