@@ -1,0 +1,66 @@
+"""Predictions on text, streamed in input order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lowbit.adapter import load, read_info
+from lowbit.checkpoint import checkpoint_folder
+from lowbit.data import Examples, encode
+from lowbit.errors import UnsupportedModelError
+from lowbit.loop import check_sizes, default_device, load_tokenizer, predict_logits
+
+_CHUNK = 64  # batches read ahead, within which rows are sorted by length
+
+Text = str | tuple[str, str]
+
+
+def predict(
+    model: str | Path,
+    texts: Iterable[Text],
+    *,
+    adapter: str | Path | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One result a text, or pair of texts, in input order; input may be longer than memory.
+
+    Classification gives ``label``, ``score`` and ``probabilities`` by label; regression gives ``value``. A model
+    without a classification head raises :class:`UnsupportedModelError`.
+    """
+    check_sizes(batch_size, max_length)
+    folder = checkpoint_folder(model)
+    loaded = load(folder, adapter)
+    if not hasattr(loaded.config, "id2label") or "SequenceClassification" not in type(loaded).__name__:
+        raise UnsupportedModelError(f"{model} has no classification head; give the adapter of a task")
+    loaded.to(default_device())
+    task = getattr(loaded.config, "lowbit_task", None) or {}
+    length = max_length or (read_info(adapter).max_length if adapter else task.get("max_length", 128))
+    return _stream(loaded, load_tokenizer(folder), texts, batch_size, length)
+
+
+def _stream(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], batch_size: int, length: int
+) -> Iterator[dict[str, Any]]:
+    remaining = iter(texts)
+    while chunk := list(itertools.islice(remaining, _CHUNK * batch_size)):
+        features = encode(_examples(chunk), tokenizer, length)
+        logits = predict_logits(model, tokenizer, features, batch_size=batch_size)
+        if model.config.problem_type == "regression" or logits.shape[1] == 1:
+            yield from ({"value": float(value)} for value in logits[:, 0])
+            continue
+        names = [model.config.id2label[index] for index in range(logits.shape[1])]
+        for row in logits.softmax(dim=1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            yield {"label": names[best], "score": row[best], "probabilities": dict(zip(names, row, strict=True))}
+
+
+def _examples(chunk: list[Text]) -> Examples:
+    pairs = [text if isinstance(text, tuple) else (text, None) for text in chunk]
+    seconds = [second for _, second in pairs if second is not None]
+    return Examples([first for first, _ in pairs], seconds or None, None, None, "input")

@@ -1,0 +1,7 @@
+"""Stage 2: outlier-aware fine-tuning, and the baselines it is compared with."""
+
+from lowbit.tuning.options import METHODS, TuneOptions, TuneResult
+from lowbit.tuning.prepare import finish, prepare
+from lowbit.tuning.tune import tune
+
+__all__ = ["METHODS", "TuneOptions", "TuneResult", "finish", "prepare", "tune"]
