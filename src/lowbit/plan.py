@@ -105,20 +105,24 @@ def effective_bits(bits: Mapping[str, int], entries: list[PlanEntry]) -> float:
     return sum(bits.values()) / weights if weights else 0.0
 
 
-def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
+def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) -> Plan:
     """Resolve ``recipe`` against a model; its weights are not read, so it may live on the meta device.
 
-    Raises UnsupportedModelError for an unknown model type and SchemeError for a pattern that matches nothing or
-    a scheme that does not fit a module, with the module's name.
+    Raises UnsupportedModelError for an unknown model type and SchemeError for a scheme that does not fit a module,
+    with the module's name, or (``strict``; not for a recipe that fitted another task class) for a pattern that
+    matches nothing.
     """
     found = roles(model)
-    recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])
+    if strict:
+        recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])
     entries = []
     for role in found:
         module = model.get_submodule(role.path)
-        parameters = dict(module.named_parameters(recurse=False))
-        if role.kind == "tied":
-            parameters.pop("weight")
+        parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if f"{role.path}.{name}" not in model.all_tied_weights_keys  # counted, and stored, where it is tied to
+        }
         weights = sum(parameter.numel() for parameter in parameters.values())
         before = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
         if role.kind in ("tied", "skipped"):

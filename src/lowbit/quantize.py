@@ -24,7 +24,8 @@ from lowbit.checkpoint import (
     refuse_existing,
     write_backbone,
 )
-from lowbit.errors import CheckpointError, LowbitError
+from lowbit.errors import CheckpointError, LowbitError, UnsupportedModelError
+from lowbit.nn import QuantModule
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_tensor, tensor_specs
@@ -74,6 +75,8 @@ def quantize_checkpoint(
 
 def quantize_model(model: PreTrainedModel, recipe: Recipe, *, seed: int = 0) -> Plan:
     """Quantize a loaded float model in place and return the plan; the result equals the streaming path's."""
+    if any(isinstance(module, QuantModule) for module in model.modules()):
+        raise UnsupportedModelError("the model is quantized already; start from the float model")
     plan = make_plan(model, recipe)
     tensors = {}
     for entry in plan.quantized:
@@ -98,17 +101,12 @@ class _Stream:
             assert path is not None
             self._modules[path] = entry
         self.entries: dict[str, TensorEntry] = {}
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for name in source.names:
-            tensor = source.tensor(name)
-            if tuple(tensor.shape) != shapes[name]:
-                raise CheckpointError(
-                    f"tensor {name!r} is {list(tensor.shape)}, config.json asks for {list(shapes[name])}"
-                )
             path = name.removesuffix(".weight")
             if path in self._modules and name.endswith(".weight"):
                 self._add_payload(path, self._modules[path])
             else:
+                tensor = source.tensor(name)
                 self.entries[name] = TensorEntry(tensor.dtype, tuple(tensor.shape))
 
     def tensors(self, progress: Progress | None) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """Architectures: which modules are block linears, embeddings, ties and heads."""
 
-from lowbit.arch.roles import Role, base_prefix, find_module, relative_name, roles, tied_modules
+from lowbit.arch.roles import Role, base_prefix, find_module, is_head, relative_name, roles, tied_modules, untie
 from lowbit.arch.swap import float_weight, swap_modules, weight_shape
 from lowbit.arch.table import ARCHITECTURES, get_architecture
 
@@ -11,9 +11,11 @@ __all__ = [
     "find_module",
     "float_weight",
     "get_architecture",
+    "is_head",
     "relative_name",
     "roles",
     "swap_modules",
     "tied_modules",
+    "untie",
     "weight_shape",
 ]

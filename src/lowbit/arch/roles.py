@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 
 from torch import nn
@@ -62,6 +63,12 @@ def roles(model: PreTrainedModel) -> list[Role]:
     return found
 
 
+def is_head(model: PreTrainedModel, path: str) -> bool:
+    """Whether a module belongs to one task: everything outside the base model, and its pooler."""
+    architecture, name = get_architecture(model.config.model_type), relative_name(model, path)
+    return not architecture.is_base(name) or architecture.is_pooler(name)
+
+
 def tied_modules(model: PreTrainedModel) -> dict[str, str]:
     """Paths of modules whose weight is tied to a word embedding, mapped to the path of that embedding."""
     suffix = ".weight"
@@ -72,11 +79,23 @@ def tied_modules(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
+def untie(model: PreTrainedModel, stored: Container[str]) -> None:
+    """Drop the ties of weights that a checkpoint with the names ``stored`` holds for themselves.
+
+    T5 v1.1 is declared tied but has its own output projection; transformers goes by the checkpoint, too.
+    """
+    model.all_tied_weights_keys = {
+        target: source
+        for target, source in model.all_tied_weights_keys.items()
+        if target not in stored and relative_name(model, target) not in stored
+    }
+
+
 def _classify(name: str, module: nn.Module, architecture: Architecture, in_base: bool) -> tuple[str, str]:
     """Kind and reason of one untied module."""
     if not in_base:
         return "skipped", "task head"
-    if re.fullmatch(architecture.poolers, name):
+    if architecture.is_pooler(name):
         return "skipped", "pooler"
     if isinstance(module, nn.Embedding):
         if re.fullmatch(architecture.embeddings, name):

@@ -38,7 +38,7 @@ def swap_modules(model: PreTrainedModel, tensors: dict[str, QuantizedTensor]) ->
         table = model.get_submodule(source)
         assert isinstance(table, QuantEmbedding)
         model.set_submodule(target, _tied(model.get_submodule(target), table))
-    _forget_ties(model, set(ties))
+    _forget_ties(model, set(tensors))
     if any(isinstance(model.get_submodule(path), QuantEmbedding) for path in tensors):
         model.resize_token_embeddings = _refuse_resize
 
@@ -55,15 +55,15 @@ def _tied(module: nn.Module, table: QuantEmbedding) -> nn.Module:
     return TiedQuantLinear(table, module.bias)  # type: ignore[arg-type]
 
 
-def _forget_ties(model: PreTrainedModel, targets: set[str]) -> None:
-    """Drop the weight ties that quantized modules now hold themselves, here and in every sub-model."""
-    dropped = {f"{target}.weight" for target in targets}
-    model.all_tied_weights_keys = {k: v for k, v in model.all_tied_weights_keys.items() if k not in dropped}
+def _forget_ties(model: PreTrainedModel, quantized: set[str]) -> None:
+    """Drop the ties to weights that are quantized now, here and in every sub-model: the modules hold them."""
+    sources = {f"{path}.weight" for path in quantized}
+    model.all_tied_weights_keys = {k: v for k, v in model.all_tied_weights_keys.items() if v not in sources}
     for path, module in model.named_modules():
         if isinstance(module, PreTrainedModel) and module._tied_weights_keys:
             prefix = f"{path}." if path else ""
             module._tied_weights_keys = {
-                key: source for key, source in module._tied_weights_keys.items() if prefix + key not in dropped
+                key: source for key, source in module._tied_weights_keys.items() if prefix + source not in sources
             }
 
 

@@ -26,6 +26,10 @@ class Architecture:
         """Whether a module belongs to the base model."""
         return re.fullmatch(self.roots, name.split(".", 1)[0]) is not None
 
+    def is_pooler(self, name: str) -> bool:
+        """Whether a module of the base model is a pooler."""
+        return re.fullmatch(self.poolers, name) is not None
+
 
 _ATTENTION = r"self\.(query|key|value)|output\.dense"
 _BERT = Architecture(

@@ -7,6 +7,7 @@ from lowbit.checkpoint.directory import (
     checkpoint_folder,
     copy_side_files,
     refuse_existing,
+    weight_files,
 )
 from lowbit.checkpoint.measure import Size, measure
 from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, read_config
@@ -19,7 +20,7 @@ from lowbit.checkpoint.tensorfile import (
     read_manifest,
     tensor_entry,
 )
-from lowbit.checkpoint.verify import Verified, fingerprint, read_quantization_config, stored_modules, verify
+from lowbit.checkpoint.verify import Verified, fingerprint, read_quantization_config, stored_modules, verify_backbone
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -44,6 +45,7 @@ __all__ = [
     "refuse_existing",
     "stored_modules",
     "tensor_entry",
-    "verify",
+    "verify_backbone",
+    "weight_files",
     "write_backbone",
 ]

@@ -57,6 +57,12 @@ def atomic_directory(output: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The file with the weights of a directory, or its shards where there is no single file."""
+    single = folder / WEIGHTS_FILE
+    return [single] if single.is_file() else sorted(folder.glob("model-*-of-*.safetensors")) or [single]
+
+
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy the tokenizer and generation settings that ``source`` has."""
     for name in _SIDE_FILES:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit.checkpoint.directory import WEIGHTS_FILE
+from lowbit.checkpoint.directory import weight_files
 from lowbit.checkpoint.tensorfile import read_manifest
 from lowbit.checkpoint.verify import read_quantization_config, stored_modules
 from lowbit.plan import module_specs
@@ -17,7 +17,7 @@ class Size:
     """``effective_bits``: bits of all tensors of the block linears, biases excluded, over their weights.
 
     ``embedding_bits``: the same for the word embeddings (0 when they are float). ``model_bits``: bits of the whole
-    file over all ``parameters`` of the model. ``file_bytes``: the file.
+    file (or its shards) over all ``parameters`` of the model. ``file_bytes``: the file.
     """
 
     effective_bits: float
@@ -31,9 +31,9 @@ def measure(directory: str | Path) -> Size:
     """Measure a backbone directory; anything else raises CheckpointError."""
     path = Path(directory)
     specs = module_specs(read_quantization_config(path))
-    file = path / WEIGHTS_FILE
-    entries = read_manifest(file)
-    stored = stored_modules(entries, specs, file)
+    files = weight_files(path)
+    entries = read_manifest(*files)
+    stored = stored_modules(entries, specs, path)
     payload = dict.fromkeys(specs, 0)
     parameters = sum(spec.shape[0] * spec.shape[1] for spec in specs.values())
     owner = {f"{module}.": name for name, module in stored.items()}
@@ -50,5 +50,5 @@ def measure(directory: str | Path) -> Size:
 
     embeddings = [name for name, spec in specs.items() if spec.kind == "embedding"]
     linears = [name for name in specs if name not in embeddings]
-    size = file.stat().st_size
+    size = sum(file.stat().st_size for file in files)
     return Size(bits(linears), bits(embeddings), 8 * size / parameters, size, parameters)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lowbit.arch import get_architecture, tied_modules
+from lowbit.arch import get_architecture, untie
 from lowbit.errors import CheckpointError, UnsupportedModelError
 
 _INDEX_FILE = "model.safetensors.index.json"
@@ -28,20 +29,29 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{path} does not exist; {folder} is not a model folder")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    get_architecture(values.get("model_type", "unknown"))
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+        get_architecture(str(values["model_type"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the configuration of a model: {error!r}") from error
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (StrictDataclassError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model class that the configuration names, without memory for its weights."""
+    """The model class that the configuration names, without memory for its weights.
+
+    Raises UnsupportedModelError for a class that is not of this model type, CheckpointError for sizes that do not fit.
+    """
     names = config.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        raise UnsupportedModelError(f"config.json names no known model class: architectures = {names}")
-    with torch.device("meta"):
-        model: PreTrainedModel = model_class(config)
+    if getattr(model_class, "config_class", None) is not type(config):
+        raise UnsupportedModelError(f"config.json names no {config.model_type} model class: architectures = {names}")
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class(config)  # type: ignore[misc]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"config.json does not describe a {names[0]}: {error!r}") from error
     return model
 
 
@@ -51,7 +61,7 @@ class SourceCheckpoint:
     def __init__(self, folder: Path, model: PreTrainedModel, stack: ExitStack) -> None:
         self._files: dict[str, Any] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        expected = _expected_names(model)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         prefix = f"{model.base_model_prefix}."
         for file, keys in _shards(folder).items():
             try:
@@ -66,12 +76,19 @@ class SourceCheckpoint:
                 if name is not None:
                     self._places[name] = (file, key)
             self._files[file] = handle
-        for name in expected:
+        self._follow_ties(model)
+        self.names = [name for name in expected if name not in model.all_tied_weights_keys]
+        for name in self.names:
             if name not in self._places:
                 raise CheckpointError(
                     f"{folder} has no tensor for {name!r} of {type(model).__name__}; the checkpoint is incomplete"
                 )
-        self.names = list(expected)
+            file, key = self._places[name]
+            shape = tuple(self._files[file].get_slice(key).get_shape())
+            if shape != expected[name]:
+                raise CheckpointError(
+                    f"{folder / file}: tensor {key!r} is {list(shape)}, config.json asks for {list(expected[name])}"
+                )
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, mapped from the file where possible."""
@@ -83,21 +100,29 @@ class SourceCheckpoint:
         """The dtype of the first floating tensor, which is taken as the checkpoint's own."""
         return next(t.dtype for t in map(self.tensor, self.names) if t.is_floating_point())
 
+    def _follow_ties(self, model: PreTrainedModel) -> None:
+        """Untie what the checkpoint holds with values of its own; take a tied weight from where it is stored."""
+        own = set()
+        for target, source in model.all_tied_weights_keys.items():
+            if target not in self._places:
+                continue
+            self._places.setdefault(source, self._places[target])
+            if not torch.equal(self.tensor(target), self.tensor(source)):
+                own.add(target)
+        untie(model, own)
+
 
 @contextmanager
 def open_source(folder: Path, model: PreTrainedModel) -> Iterator[SourceCheckpoint]:
-    """Open the checkpoint in ``folder`` for a model (on the meta device); missing or broken files raise."""
+    """Open the checkpoint in ``folder`` for a model (on the meta device); missing or broken files raise.
+
+    Weights of the model that are declared tied but differ in the checkpoint are untied.
+    """
     with ExitStack() as stack:
         yield SourceCheckpoint(folder, model, stack)
 
 
-def _expected_names(model: PreTrainedModel) -> dict[str, None]:
-    """Parameter names that a checkpoint of this model must hold: all but the tied ones."""
-    tied = set(model.all_tied_weights_keys) | {f"{path}.weight" for path in tied_modules(model)}
-    return dict.fromkeys(name for name in model.state_dict() if name not in tied)
-
-
-def _model_name(key: str, prefix: str, expected: dict[str, None]) -> str | None:
+def _model_name(key: str, prefix: str, expected: Container[str]) -> str | None:
     """The model's name of a stored key: with or without the base prefix, old norm endings renamed."""
     for old, new in _LEGACY_ENDINGS.items():
         if key.endswith(old):
@@ -111,9 +136,9 @@ def _shards(folder: Path) -> dict[str, list[str] | None]:
     index = folder / _INDEX_FILE
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{index} is damaged: {error}") from error
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged: {error!r}; fetch the file again") from error
         files: dict[str, list[str] | None] = {}
         for key, file in weight_map.items():
             keys = files.setdefault(file, [])

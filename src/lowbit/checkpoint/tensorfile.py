@@ -127,57 +127,67 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def read_manifest(path: Path) -> dict[str, TensorEntry]:
-    """The manifest of a file, after its header was compared with it.
+def read_manifest(*files: Path) -> dict[str, TensorEntry]:
+    """The manifest of a file, or of the shards of one model, after the headers were compared with it.
 
     A file that is truncated, has no manifest, or lacks, adds or reshapes a tensor raises CheckpointError.
     """
-    header, start = _read_header(path)
-    metadata = header.pop("__metadata__", {})
-    if MANIFEST_KEY not in metadata:
-        raise CheckpointError(f"{path}: no lowbit manifest in the file; it was not written by lowbit")
-    try:
-        manifest = json.loads(metadata[MANIFEST_KEY])
-        entries = {
-            name: TensorEntry(_DTYPES[dtype], tuple(shape), sha256)
-            for name, (dtype, shape, sha256) in manifest["tensors"].items()
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: the manifest is damaged ({error}); fetch the file again") from error
-    for name, entry in entries.items():
-        if name not in header:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing; fetch the file again")
-        stored = header[name]
-        if stored["dtype"] != _NAMES[entry.dtype] or tuple(stored["shape"]) != entry.shape:
-            found = f"{stored['dtype']} {stored['shape']}"
-            raise CheckpointError(f"{path}: tensor {name!r} is {found}, the manifest says {entry.describe()}")
-    for name in header:
-        if name not in entries:
-            raise CheckpointError(f"{path}: tensor {name!r} is not in the manifest; fetch the file again")
-    expected = start + sum(entry.nbytes for entry in entries.values())
-    if path.stat().st_size != expected:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes found, {expected} expected; fetch the file again")
+    headers = {path: _read_header(path) for path in files}
+    entries = _parse_manifest(files[0], headers[files[0]])
+    found: set[str] = set()
+    for path, header in headers.items():
+        if header.metadata != headers[files[0]].metadata:
+            raise CheckpointError(f"{path}: not a part of the same model as {files[0].name}; fetch the files again")
+        for name, tensor in header.tensors.items():
+            if name not in entries:
+                raise CheckpointError(f"{path}: tensor {name!r} is not in the manifest; fetch the file again")
+            if (tensor.dtype, tensor.shape) != (_NAMES[entries[name].dtype], entries[name].shape):
+                stored = f"{tensor.dtype} {list(tensor.shape)}"
+                expected = entries[name].describe()
+                raise CheckpointError(f"{path}: tensor {name!r} is {stored}, the manifest says {expected}")
+        size, expected_size = path.stat().st_size, header.start + sum(entries[name].nbytes for name in header.tensors)
+        if size != expected_size:
+            raise CheckpointError(f"{path}: {size} bytes found, {expected_size} expected; fetch the file again")
+        found |= set(header.tensors)
+    for name in entries:
+        if name not in found:
+            place = files[0] if len(files) == 1 else files[0].parent
+            raise CheckpointError(f"{place}: tensor {name!r} is missing; fetch the file again")
     return entries
 
 
 def check_bytes(path: Path, entries: Entries) -> None:
-    """Compare every tensor's bytes with its checksum; the first difference raises CheckpointError by name."""
-    header, start = _read_header(path)
+    """Compare the bytes of each tensor in a file with its checksum; the first difference raises by name."""
+    header = _read_header(path)
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         memoryview(data) as view,
     ):
-        for name, entry in entries.items():
-            begin, end = header[name]["data_offsets"]
-            with view[start + begin : start + end] as piece:
+        for name, tensor in header.tensors.items():
+            with view[header.start + tensor.span.start : header.start + tensor.span.stop] as piece:
                 digest = hashlib.sha256(piece).hexdigest()
-            if digest != entry.sha256 or end - begin != entry.nbytes:
+            if digest != entries[name].sha256 or len(tensor.span) != entries[name].nbytes:
                 raise CheckpointError(f"{path}: tensor {name!r} does not match its checksum; fetch the file again")
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header and the position where the data start."""
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor as the header of a file describes it; ``span`` are its bytes after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    span: range
+
+
+@dataclass(frozen=True)
+class _Header:
+    metadata: dict[str, str]
+    tensors: dict[str, _Stored]
+    start: int
+
+
+def _read_header(path: Path) -> _Header:
     if not path.is_file():
         raise CheckpointError(f"{path}: the file does not exist")
     with path.open("rb") as file:
@@ -187,9 +197,31 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(length)
     try:
         header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the header is damaged ({error}); fetch the file again") from error
-    return header, 8 + length
+        metadata = dict(header.pop("__metadata__", {}))
+        tensors = {
+            name: _Stored(item["dtype"], tuple(item["shape"]), range(*item["data_offsets"]))
+            for name, item in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the header is damaged ({error!r}); fetch the file again") from error
+    return _Header(metadata, tensors, 8 + length)
+
+
+def _parse_manifest(path: Path, header: _Header) -> dict[str, TensorEntry]:
+    if MANIFEST_KEY not in header.metadata:
+        raise CheckpointError(f"{path}: no lowbit manifest in the file; it was not written by lowbit")
+    try:
+        manifest = json.loads(header.metadata[MANIFEST_KEY])
+        if manifest["version"] != MANIFEST_VERSION:
+            raise CheckpointError(
+                f"{path}: manifest version {manifest['version']!r}, this lowbit reads {MANIFEST_VERSION}"
+            )
+        return {
+            name: TensorEntry(_DTYPES[dtype], tuple(shape), sha256)
+            for name, (dtype, shape, sha256) in manifest["tensors"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the manifest is damaged ({error!r}); fetch the file again") from error
 
 
 def _offsets(entries: Entries) -> dict[str, int]:

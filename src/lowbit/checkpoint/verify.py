@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowbit.checkpoint.directory import WEIGHTS_FILE
+from lowbit.checkpoint.directory import weight_files
 from lowbit.checkpoint.tensorfile import Entries, check_bytes, read_manifest
 from lowbit.errors import CheckpointError
 from lowbit.plan import ModuleSpec, module_specs
@@ -18,7 +18,7 @@ from lowbit.qtensor import tensor_specs
 
 @dataclass(frozen=True)
 class Verified:
-    """What :func:`verify` found to be whole."""
+    """What a check found to be whole."""
 
     path: Path
     tensors: int
@@ -27,18 +27,20 @@ class Verified:
     fingerprint: str
 
 
-def verify(directory: str | Path) -> Verified:
+def verify_backbone(directory: str | Path) -> Verified:
     """Check every tensor of a backbone against its checksum and the module list in ``config.json``.
 
     The first fault raises :class:`CheckpointError` naming file and tensor.
     """
     path = Path(directory)
     specs = module_specs(read_quantization_config(path))
-    weights = path / WEIGHTS_FILE
-    entries = read_manifest(weights)
-    stored = stored_modules(entries, specs, weights)
-    check_bytes(weights, entries)
-    return Verified(path, len(entries), len(stored), weights.stat().st_size, fingerprint(entries, stored))
+    files = weight_files(path)
+    entries = read_manifest(*files)
+    stored = stored_modules(entries, specs, path)
+    for file in files:
+        check_bytes(file, entries)
+    size = sum(file.stat().st_size for file in files)
+    return Verified(path, len(entries), len(stored), size, fingerprint(entries, stored))
 
 
 def read_quantization_config(path: Path) -> dict[str, Any]:
@@ -47,34 +49,39 @@ def read_quantization_config(path: Path) -> dict[str, Any]:
     if not config.is_file():
         raise CheckpointError(f"{config} does not exist; {path} is not a model directory")
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{config} is not valid JSON: {error}") from error
+        values = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{config} is not the configuration of a model: {error}") from error
     quantization: dict[str, Any] = values.get("quantization_config") or {}
     if quantization.get("quant_method") != "lowbit":
         raise CheckpointError(f"{path} is not a lowbit backbone; make one with `lowbit quantize MODEL -o DIR`")
     return quantization
 
 
-def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], file: Path) -> dict[str, str]:
-    """Paths in ``file`` of the quantized modules, by relative name, after their tensors were compared with ``specs``.
+def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], folder: Path) -> dict[str, str]:
+    """Stored paths of the quantized modules by relative name, after their tensors were compared with ``specs``.
 
-    The same backbone may have been saved from a task class, which puts a prefix before every name.
+    The same backbone may have been saved from a task class, which puts a prefix before every name. ``folder`` is named
+    in errors.
     """
-    first = next(iter(specs))
+    first = next(iter(specs), None)
+    if first is None:
+        raise CheckpointError(f"{folder}: quantization_config in config.json lists no quantized module; it is damaged")
     prefix = next((n.removesuffix(f"{first}.weight") for n in entries if n.endswith(f".{first}.weight")), "")
     stored = {}
     for name, spec in specs.items():
         path = prefix + name
         values = entries.get(f"{path}.outlier_value")
-        expected = tensor_specs(spec.scheme, spec.shape, None if values is None else values.shape[0])
+        expected = tensor_specs(spec.scheme, spec.shape, 0 if values is None else values.shape[0])
+        for part in expected:
+            if f"{path}.{part}" not in entries:
+                raise CheckpointError(f"{folder}: tensor '{path}.{part}' of a quantized module is missing")
         for part, (dtype, shape) in expected.items():
-            entry = entries.get(f"{path}.{part}")
-            if entry is None:
-                raise CheckpointError(f"{file}: tensor {path}.{part!s} of a quantized module is missing")
+            entry = entries[f"{path}.{part}"]
             if (entry.dtype, entry.shape) != (dtype, shape):
+                found = entry.describe()
                 raise CheckpointError(
-                    f"{file}: tensor '{path}.{part}' is {entry.describe()}, config.json asks for {dtype} {list(shape)}"
+                    f"{folder}: tensor '{path}.{part}' is {found}, config.json asks for {dtype} {list(shape)}"
                 )
         stored[name] = path
     return stored

@@ -2,5 +2,6 @@
 
 from lowbit.hf.config import LowbitConfig
 from lowbit.hf.quantizer import LowbitQuantizer, attach, disk_tensors
+from lowbit.hf.save import save
 
-__all__ = ["LowbitConfig", "LowbitQuantizer", "attach", "disk_tensors"]
+__all__ = ["LowbitConfig", "LowbitQuantizer", "attach", "disk_tensors", "save"]

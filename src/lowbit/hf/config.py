@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class LowbitConfig(QuantizationConfigMixin):
     def parsed_recipe(self) -> Recipe:
         """The recipe as a value."""
         return Recipe.parse(self.recipe)
+
+    def keep(self, names: Container[str]) -> None:
+        """Forget the modules that a task class does not have, as T5EncoderModel has no decoder."""
+        kept = [{**group, "modules": [n for n in group["modules"] if n in names]} for group in self.groups]
+        self.groups = [group for group in kept if group["modules"]]
 
     def modules(self) -> dict[str, ModuleSpec]:
         """Specs of the quantized modules by relative name; damage raises CheckpointError."""

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantizer
 
-from lowbit.arch import find_module, swap_modules, weight_shape
+from lowbit.arch import find_module, swap_modules, untie, weight_shape
 from lowbit.checkpoint import (
-    Entries,
     check_bytes,
     manifest_metadata,
     read_manifest,
@@ -42,14 +41,18 @@ class LowbitQuantizer(HfQuantizer):
             return
         if not checkpoint_files:
             raise CheckpointError("a lowbit backbone is loaded from files; pass a directory, not a state dict")
-        entries = _checked_entries([Path(file) for file in checkpoint_files])
+        files = [Path(file) for file in checkpoint_files]
+        entries = read_manifest(*files)
+        for file in files:
+            check_bytes(file, entries)
         specs = self.quantization_config.modules()
-        stored = stored_modules(entries, specs, Path(checkpoint_files[0]))
+        stored = stored_modules(entries, specs, files[0].parent)
+        untie(model, entries)
         tensors = {}
-        for name, spec in specs.items():
+        self.quantization_config.keep({name for name in specs if find_module(model, name)})
+        for name, spec in self.quantization_config.modules().items():
             path = find_module(model, name)
-            if path is None:
-                continue  # this task class has no such module, as T5EncoderModel has no decoder
+            assert path is not None
             if weight_shape(model.get_submodule(path)) != spec.shape:
                 found = weight_shape(model.get_submodule(path))
                 raise CheckpointError(f"{name}: the model asks for shape {found}, the backbone has {spec.shape}")
@@ -141,16 +144,6 @@ def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         elif name not in tied:
             tensors[name] = tensor
     return tensors
-
-
-def _checked_entries(files: list[Path]) -> Entries:
-    """The manifests of all files together, after every byte was compared with its checksum."""
-    entries = {}
-    for file in files:
-        found = read_manifest(file)
-        check_bytes(file, found)
-        entries.update(found)
-    return entries
 
 
 def _renaming(path: str) -> WeightRenaming:
