@@ -1,7 +1,37 @@
-"""lowbit: quantize once without data, fine-tune each task by its outliers."""
+"""lowbit: quantize once without data, fine-tune each task by its outliers.
 
-from lowbit.hf import LowbitConfig
+Importing the package registers the format with transformers, so that ``AutoModel*.from_pretrained`` reads backbones.
+"""
+
+from lowbit.adapter import load, merge
+from lowbit.api import plan, quantize
+from lowbit.evaluation import evaluate
+from lowbit.hf import LowbitConfig, save
+from lowbit.inspection import inspect, verify
+from lowbit.plan import Plan
+from lowbit.recipe import Recipe
+from lowbit.runtime import predict
+from lowbit.scheme import OutlierRule, Scheme
+from lowbit.tuning import TuneOptions, tune
 
 __version__ = "0.1.0"
 
-__all__ = ["LowbitConfig", "__version__"]
+__all__ = [
+    "LowbitConfig",
+    "OutlierRule",
+    "Plan",
+    "Recipe",
+    "Scheme",
+    "TuneOptions",
+    "__version__",
+    "evaluate",
+    "inspect",
+    "load",
+    "merge",
+    "plan",
+    "predict",
+    "quantize",
+    "save",
+    "tune",
+    "verify",
+]
