@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from lowbit.scheme import OutlierRule
 
 _SAMPLE = 1 << 14
 _MARGIN = 1.5
+_SERIAL = 1 << 14  # elements; longer sums would be split by the number of threads
 
 
 def count_outliers(rule: OutlierRule, weights: int) -> int | None:
@@ -34,7 +37,7 @@ def select(
         return largest(error.reshape(-1), count or 0)
     if rule.rule == "magnitude":
         return largest(flat.abs(), count or 0)
-    mean, std = _mean_and_std(weight)
+    mean, std = _mean_and_std(flat)
     distance = (flat - mean).abs_()
     if count is None:
         assert rule.sigma is not None
@@ -62,9 +65,15 @@ def largest(score: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([above, ties]).sort().values
 
 
-def _mean_and_std(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of a matrix as float32 scalars, summed row by row in float64."""
-    wide = weight.double()
-    mean = wide.sum(dim=1).sum() / wide.numel()
-    variance = (wide - mean).square_().sum(dim=1).sum() / wide.numel()
-    return mean.float(), variance.sqrt().float()
+def _mean_and_std(flat: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of a flat float32 tensor, summed in float64 and independent of threads."""
+    wide = flat.double()
+    mean = _sum(wide) / wide.numel()
+    return mean, math.sqrt(_sum(wide.sub_(mean).square_()) / wide.numel())
+
+
+def _sum(flat: torch.Tensor) -> float:
+    """Sum of a flat float64 tensor: blocks that one thread sums each, then their exact total."""
+    whole = flat.numel() - flat.numel() % _SERIAL
+    blocks = flat[:whole].view(-1, _SERIAL).sum(dim=1).tolist()
+    return math.fsum([*blocks, float(flat[whole:].sum())])

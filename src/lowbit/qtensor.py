@@ -79,11 +79,12 @@ class QuantizedTensor:
         cls, tensors: Mapping[str, torch.Tensor], scheme: Scheme, shape: tuple[int, int]
     ) -> QuantizedTensor:
         """Rebuild from :meth:`to_tensors`. A missing tensor, wrong shape or dtype raises CheckpointError."""
-        outliers = tensors["outlier_value"].numel() if "outlier_value" in tensors else None
+        outliers = tensors["outlier_value"].numel() if "outlier_value" in tensors else 0
         expected = tensor_specs(scheme, shape, outliers)
-        for name, (dtype, size) in expected.items():
+        for name in expected:
             if name not in tensors:
                 raise CheckpointError(f"quantized tensor lacks {name!r}; quantize the model again")
+        for name, (dtype, size) in expected.items():
             found = tensors[name]
             if found.dtype != dtype or tuple(found.shape) != size:
                 raise CheckpointError(
@@ -128,6 +129,8 @@ def quantize_tensor(
     one it starts from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`;
     a group that does not divide raises :class:`SchemeError`.
     """
+    if weight.dim() != 2:
+        raise WeightError(f"the weight must be a matrix [out, in], its shape is {list(weight.shape)}")
     shape = (weight.shape[0], weight.shape[1])
     scheme.groups(shape)
     weight = weight.detach().to(torch.float32).contiguous()

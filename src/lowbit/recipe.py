@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,15 +92,27 @@ def _from_mapping(values: Mapping[str, Any]) -> Recipe:
     if "scheme" in values:
         values["scheme"] = Scheme.parse(values["scheme"])
     overrides = []
-    for entry in values.get("overrides", ()):
-        if not isinstance(entry, Mapping) or set(entry) != {"match", "scheme"}:
-            raise SchemeError(f"a recipe override needs exactly the keys `match` and `scheme`, not {entry!r}")
+    for entry in _list(values, "overrides"):
+        if not isinstance(entry, Mapping) or set(entry) != {"match", "scheme"} or not isinstance(entry["match"], str):
+            raise SchemeError(f"a recipe override has exactly a pattern `match` and a `scheme`, not {entry!r}")
         overrides.append(Override(entry["match"], Scheme.parse(entry["scheme"])))
     embeddings = values.get("embeddings", 8)
     short = not isinstance(embeddings, Mapping | Scheme)
     values["embeddings"] = embedding_scheme(embeddings) if short else Scheme.parse(embeddings)
-    values |= {"overrides": tuple(overrides), "skip": tuple(values.get("skip", ()))}
+    skip = _list(values, "skip")
+    for pattern in skip:
+        if not isinstance(pattern, str):
+            raise SchemeError(f"the recipe's `skip` lists patterns of module names, not {pattern!r}")
+    values |= {"overrides": tuple(overrides), "skip": tuple(skip)}
     return Recipe(**values)
+
+
+def _list(values: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """The list under ``key``; a lone string would otherwise pass as a list of letters."""
+    found = values.get(key, ())
+    if not isinstance(found, list | tuple):
+        raise SchemeError(f"the recipe's `{key}` must be a list, not {found!r}")
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -109,8 +122,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is a subset of YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        # Not one reader for both: YAML takes JSON's 1e-05 for a string and refuses its tabs.
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SchemeError(f"recipe file {path} is not valid YAML or JSON: {error}") from error
     if not isinstance(values, Mapping):
         raise SchemeError(f"recipe file {path} must hold a mapping, not {type(values).__name__}")

@@ -36,9 +36,12 @@ class OutlierRule:
             raise SchemeError(f"unknown outlier rule {self.rule!r}; use one of {', '.join(OUTLIER_RULES)}")
         if (self.share is None) == (self.sigma is None):
             raise SchemeError("an outlier rule needs exactly one of `share` and `sigma`")
+        for value in (self.share, self.sigma):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise SchemeError(f"`share` and `sigma` of an outlier rule are numbers, not {value!r}")
         if self.share is not None and not 0 < self.share <= 0.5:
             raise SchemeError(f"outlier share {self.share} is outside (0, 0.5]; 0.005 keeps 0.5 %")
-        if self.sigma is not None and (self.rule != "tail" or self.sigma <= 0):
+        if self.sigma is not None and not (self.rule == "tail" and self.sigma > 0):
             raise SchemeError("`sigma` is a positive number of standard deviations and needs the rule `tail`")
 
 
@@ -75,8 +78,12 @@ class Scheme:
             raise SchemeError(f"unknown granularity {self.granularity!r}; use one of {', '.join(GRANULARITIES)}")
         if (self.granularity == "group") != (self.group_size is not None):
             raise SchemeError("`group_size` is needed with the granularity `group`, and only there")
-        if self.group_size is not None and self.group_size < 2:
-            raise SchemeError(f"group size {self.group_size} is too small; 32 to 128 is usual")
+        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 2):
+            raise SchemeError(f"group size must be a whole number from 2, not {self.group_size!r}; 32 to 128 is usual")
+        if not isinstance(self.symmetric, bool) or not isinstance(self.options, Mapping):
+            raise SchemeError("`symmetric` is true or false, and `options` is a mapping of option names to values")
+        if self.outliers is not None and not isinstance(self.outliers, OutlierRule):
+            raise SchemeError(f"`outliers` is an outlier rule (with `rule` and `share`) or null, not {self.outliers!r}")
         object.__setattr__(self, "options", dict(self.options))
 
     @property
@@ -125,7 +132,7 @@ class Scheme:
             return text
         if isinstance(text, Mapping):
             return cls.from_dict(text)
-        match = _SHORT_FORM.fullmatch(text)
+        match = _SHORT_FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SchemeError(
                 f"cannot read the scheme {text!r}; write w<bits>[g<group>|t][o<percent>], as in w4, w3g64 or w2o1"

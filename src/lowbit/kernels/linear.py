@@ -28,10 +28,9 @@ def quant_linear(x: torch.Tensor, tensor: QuantizedTensor, bias: torch.Tensor | 
     ``tensor.outlier_value`` and ``tensor.scale`` where they require them.
     """
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     product: torch.Tensor = _QuantLinear.apply(x, tensor.outlier_value, tensor.scale, tensor)
-    return product if bias is None else product + bias
+    return product if bias is None else product + bias.to(product.dtype)
 
 
 def outlier_gradient(

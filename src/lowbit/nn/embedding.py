@@ -35,12 +35,16 @@ class QuantEmbedding(QuantModule):
         """Float32 rows [n, width] of flat ids."""
         row_bits = self.embedding_dim * self.scheme.bits
         if self.outlier_value is not None or row_bits % 8 or self.scale.shape[0] == 1:
-            return self.tensor.dequantize()[ids]
-        packed = self.codes.view(self.num_embeddings, row_bits // 8)[ids]
+            return self.tensor.dequantize().index_select(0, ids)
+        packed = self.codes.view(self.num_embeddings, row_bits // 8).index_select(0, ids)
         codes = unpack(packed.reshape(-1), self.scheme.bits, ids.numel() * self.embedding_dim)
-        groups = codes.float().view(ids.numel(), self.scale.shape[1], -1)
-        offset = self.scheme.offset if self.zero_point is None else self.zero_point[ids].float()[:, :, None]
-        return groups.sub_(offset).mul_(self.scale[ids].float()[:, :, None]).view(ids.numel(), -1)
+        groups = self.scale.shape[1]
+        rows = codes.float().view(ids.numel(), groups, self.embedding_dim // groups)
+        offset: float | torch.Tensor = self.scheme.offset
+        if self.zero_point is not None:
+            offset = self.zero_point.index_select(0, ids).float()[:, :, None]
+        scale = self.scale.index_select(0, ids).float()[:, :, None]
+        return rows.sub_(offset).mul_(scale).view(-1, self.embedding_dim)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype

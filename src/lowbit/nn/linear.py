@@ -19,7 +19,7 @@ class QuantLinear(QuantModule):
 
     def __init__(self, tensor: QuantizedTensor, bias: torch.Tensor | None = None) -> None:
         super().__init__(tensor)
-        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.bias = _parameter(bias)
         self.out_features, self.in_features = tensor.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class TiedQuantLinear(nn.Module):
     def __init__(self, source: QuantEmbedding, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self._source = [source]  # in a list, so that the payload is registered, moved and saved once
-        self.bias = None if bias is None else nn.Parameter(bias.detach())
+        self.bias = _parameter(bias)
         self.out_features, self.in_features = source.shape
 
     @property
@@ -49,3 +49,8 @@ class TiedQuantLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., width] to scores [..., vocabulary], in the dtype of ``x`` (or of autocast)."""
         return quant_linear(x, self.source.tensor, self.bias)
+
+
+def _parameter(bias: torch.Tensor | None) -> nn.Parameter | None:
+    """A bias as a parameter; one that is a parameter already stays the same object, which keeps its ties."""
+    return bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias.detach())

@@ -60,6 +60,20 @@ class QuantModule(nn.Module):
         weight._is_hf_initialized = True  # type: ignore[attr-defined]  # keeps initialisers away from the copy
         return weight
 
+    def train_payload(self, name: str) -> torch.nn.Parameter:
+        """Turn ``outlier_value`` or ``scale`` into a float32 parameter that can be trained."""
+        value = getattr(self, name)
+        del self._buffers[name]
+        parameter = nn.Parameter(value.detach().float().clone())
+        self.register_parameter(name, parameter)
+        return parameter
+
+    def freeze_payload(self, name: str) -> None:
+        """Turn a trained parameter back into a buffer of its stored dtype."""
+        value = self.payload()[name]
+        del self._parameters[name]
+        self.register_buffer(name, value)
+
     def payload(self) -> dict[str, torch.Tensor]:
         """The stored tensors by their names on disk, values in 16 bits even while they are trained in 32."""
         tensors = self.tensor.to_tensors()
@@ -67,7 +81,9 @@ class QuantModule(nn.Module):
         return {name: value.detach().to(specs[name][0]) for name, value in tensors.items()}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        stored = {id(getattr(self, name)) for name in (CODES, *_PARAMETERS)}
+        values = [value for name in (CODES, *_PARAMETERS) if (value := getattr(self, name)) is not None]
+        gradients = [value.grad for value in values if value.grad is not None]  # one dtype with what is trained
+        stored = {id(tensor) for tensor in (*values, *gradients)}
 
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)

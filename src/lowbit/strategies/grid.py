@@ -47,6 +47,8 @@ def limits(scheme: Scheme) -> tuple[float, float]:
 
 def group_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum blocks [groups, rows, columns] to [groups], bit-equal for every number of threads."""
+    if values.shape[0] * values.shape[1] == 1:
+        values = values.transpose(1, 2)  # one long row would be split among the threads
     rows = values.sum(dim=2)
     while rows.shape[1] > _SERIAL:
         missing = -rows.shape[1] % _SERIAL
@@ -54,13 +56,18 @@ def group_sum(values: torch.Tensor) -> torch.Tensor:
     return rows.sum(dim=1)
 
 
-def mean_and_std(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation per group [groups], computed in float64 and independent of threads."""
-    wide = values.double()
-    count = values.shape[1] * values.shape[2]
+def mean_and_std(blocks: torch.Tensor, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation per group [groups] of the float32 weights that are kept.
+
+    The others are zero. Computed in float64 and independent of the number of threads.
+    """
+    wide = blocks.double()
+    count = blocks[0].numel() if keep is None else group_sum(keep.double()).clamp_(min=1)
     mean = group_sum(wide) / count
-    variance = group_sum((wide - mean[:, None, None]).square_()) / count
-    return mean, variance.sqrt()
+    wide.sub_(mean[:, None, None])
+    if keep is not None:
+        wide.mul_(keep)
+    return mean, (group_sum(wide.square_()) / count).sqrt()
 
 
 def from_range(low: torch.Tensor, high: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -7,6 +7,7 @@ import torch
 from lowbit.scheme import Scheme
 from lowbit.strategies.grid import block_range, encode, from_range, group_sum, round_trip
 from lowbit.strategies.registry import Parameters, strategy
+from lowbit.strategies.sigma import sigma
 
 _RATIOS = tuple(0.15 ** (step / 12) for step in range(13))  # 1 down to 0.15 of the min-max range
 _REFINEMENTS = 4
@@ -14,18 +15,20 @@ _REFINEMENTS = 4
 
 @strategy
 def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Parameters:
-    """Search thirteen clip ratios per group, then alternate codes and least-squares step (symmetric only).
+    """Search thirteen clip ratios and the Gaussian clip, then alternate codes and least-squares step (symmetric only).
 
+    The Gaussian clip serves groups whose farthest weight is so far that the best clip lies below every ratio.
     Each refinement can only lower the error: for fixed codes c the best step is <w, c> / <c, c>, and for a
     fixed step the nearest codes are best.
     """
+    low, high = block_range(blocks)
+    candidates = [from_range(low * ratio, high * ratio, scheme) for ratio in _RATIOS]
+    candidates.append(sigma(blocks, scheme, keep))
     if scheme.levels != "midrise":
         keep = None  # zero lies on the grid, so the zeroed outliers cost nothing
-    low, high = block_range(blocks)
-    scale, zero_point = from_range(low, high, scheme)
+    scale, zero_point = candidates[0]
     error = _error(blocks, scheme, scale, zero_point, keep)
-    for ratio in _RATIOS[1:]:
-        candidate, candidate_zero = from_range(low * ratio, high * ratio, scheme)
+    for candidate, candidate_zero in candidates[1:]:
         candidate_error = _error(blocks, scheme, candidate, candidate_zero, keep)
         better = candidate_error < error
         scale = torch.where(better, candidate, scale)

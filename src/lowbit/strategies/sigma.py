@@ -18,7 +18,7 @@ def sigma(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None, *, wi
     """
     if width <= 0:
         raise SchemeError(f"strategy 'sigma' needs a positive width, not {width}")
-    mean, std = mean_and_std(blocks)
+    mean, std = mean_and_std(blocks, keep)
     if scheme.symmetric:
         scale = (width * std / (2**scheme.bits - 1)).float()
         return torch.where(scale > 0, scale, torch.ones_like(scale)), None

@@ -1,0 +1,149 @@
+"""Options that several verbs share, and what is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lowbit.recipe import Recipe, embedding_scheme
+from lowbit.scheme import Scheme
+
+if TYPE_CHECKING:
+    from lowbit.data import TaskData
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="Backbone, merged or float model: folder or hub id.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="New directory to write.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="Task adapter to put on the backbone.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", min=1, help="Tokens per row; default: as the adapter was trained.")
+]
+
+SchemeText = Annotated[
+    str | None,
+    typer.Option("--scheme", help=r"w<bits>\[g<group>|t]\[o<percent>], as in w4, w3g64 or w2o1; default w4."),
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="YAML or JSON recipe, instead of the options for one.")
+]
+Embeddings = Annotated[
+    Literal["8", "4", "float"] | None, typer.Option("--embeddings", help="Bits of the word embeddings; default 8.")
+]
+Strategy = Annotated[str | None, typer.Option("--strategy", help="How step sizes are found: mse, minmax or sigma.")]
+Levels = Annotated[Literal["full", "midrise"] | None, typer.Option("--levels", help="Grid of the symmetric schemes.")]
+
+Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with the GLUE files; default $LOWBIT_DATA.")
+]
+EvalFile = Annotated[
+    Path | None, typer.Option("--eval", metavar="FILE", help="Your evaluation rows: .csv, .tsv or .jsonl.")
+]
+TextColumn = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", metavar="COLUMN", help="Column of a second text.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Column of the label.")]
+
+
+def make_recipe(
+    recipe: Path | None,
+    scheme: str | None = None,
+    embeddings: str | None = None,
+    strategy: str | None = None,
+    levels: str | None = None,
+) -> Recipe:
+    """The recipe file, or a recipe of the single options; both together are a usage error."""
+    single = {"--scheme": scheme, "--embeddings": embeddings, "--strategy": strategy, "--levels": levels}
+    if recipe is not None:
+        forbid(single, "goes into the recipe file when --recipe is given")
+        if recipe.suffix not in (".yaml", ".yml", ".json"):
+            raise typer.BadParameter(f"a recipe file ends in .yaml, .yml or .json, not {recipe.name}")
+        return Recipe.parse(recipe)
+    made = Scheme.parse(scheme or "w4")
+    made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or made.levels)
+    return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8))
+
+
+def training_data(
+    task: str | None,
+    data_dir: Path | None,
+    files: tuple[Path | None, Path | None],
+    columns: Mapping[str, str | None],
+    *,
+    regression: bool,
+    train_rows: int | None,
+    seed: int,
+) -> TaskData:
+    """A GLUE task, or the user's (training, evaluation) files; ``columns`` names text, text_pair and label."""
+    train, evaluation = files
+    _check_source(task, data_dir, {"--train": train, "--eval": evaluation}, columns)
+    from lowbit.data import glue_data, table_data
+
+    if task is not None:
+        forbid({"--regression": regression or None}, "is for your own files")
+        return glue_data(task, data_dir, train_rows=train_rows, seed=seed)
+    data = table_data(train, evaluation, regression=regression, **_known(columns))
+    if train_rows is None:
+        return data
+    return dataclasses.replace(data, train=data.training_rows().sample(train_rows, seed))
+
+
+def evaluation_data(
+    model: str,
+    adapter: Path | None,
+    task: str | None,
+    data_dir: Path | None,
+    evaluation: Path | None,
+    columns: Mapping[str, str | None],
+) -> TaskData:
+    """A GLUE task, or the user's file with the labels that the adapter or else the model was made for."""
+    _check_source(task, data_dir, {"--eval": evaluation}, columns)
+    from lowbit.data import glue_data, table_data
+
+    if task is not None:
+        return glue_data(task, data_dir, train=False)
+    names = _label_names(model, adapter)
+    return table_data(None, evaluation, regression=names is None, label_names=names, **_known(columns))
+
+
+def forbid(options: Mapping[str, Any], why: str) -> None:
+    """A usage error for the first of ``options`` that was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"{name} {why}")
+
+
+def _check_source(
+    task: str | None, data_dir: Path | None, files: Mapping[str, Path | None], columns: Mapping[str, str | None]
+) -> None:
+    named = {f"--{column.replace('_', '-')}": value for column, value in columns.items()}
+    if task is not None:
+        forbid({**files, **named}, "is for your own files; leave it or --task out")
+        return
+    forbid({"--data-dir": data_dir}, "is for --task")
+    needed = {**files, "--text": named["--text"], "--label": named["--label"]}
+    if None in needed.values():
+        raise typer.BadParameter(f"give --task, or your own files with {', '.join(needed)}")
+
+
+def _known(columns: Mapping[str, str | None]) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _label_names(model: str, adapter: Path | None) -> tuple[str, ...] | None:
+    """Class names in the order of the outputs; None for regression."""
+    from lowbit.adapter import read_info
+    from lowbit.checkpoint import checkpoint_folder, read_config
+
+    if adapter is not None:
+        return read_info(adapter).label_names
+    config = read_config(checkpoint_folder(model))
+    if config.num_labels == 1:
+        return None
+    return tuple(config.id2label[index] for index in range(config.num_labels))

@@ -1,0 +1,83 @@
+"""``lowbit tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import lowbit
+from lowbit.cli import options
+from lowbit.cli.console import cell, print_json, print_table, progress
+
+
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Backbone (outliers) or float model (full, ptq).")],
+    output: options.Output,
+    task: options.Task = None,
+    data_dir: options.DataDir = None,
+    train: Annotated[
+        Path | None, typer.Option("--train", metavar="FILE", help="Your training rows: .csv, .tsv or .jsonl.")
+    ] = None,
+    evaluation: options.EvalFile = None,
+    text: options.TextColumn = None,
+    text_pair: options.PairColumn = None,
+    label: options.LabelColumn = None,
+    regression: Annotated[bool, typer.Option("--regression", help="Labels are numbers.")] = False,
+    method: Annotated[
+        Literal["outliers", "full", "ptq"],
+        typer.Option("--method", help="outliers: the adapter of a backbone; full: all weights; ptq: full, then w4."),
+    ] = "outliers",
+    scheme: options.SchemeText = None,
+    epochs: Annotated[float, typer.Option("--epochs")] = 3,
+    batch_size: options.BatchSize = 32,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's own.")] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option("--head-learning-rate", help="Default: the method's own.")
+    ] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens per row.")] = 128,
+    train_rows: Annotated[
+        int | None, typer.Option("--train-rows", min=1, help="Train on so many rows, drawn with the seed.")
+    ] = None,
+    norms: Annotated[bool, typer.Option("--norms/--no-norms", help="Train the norms too.")] = True,
+    biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Train the biases too.")] = True,
+    scales: Annotated[bool, typer.Option("--scales/--no-scales", help="Train the step sizes too.")] = False,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
+    ] = "auto",
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk."""
+    if method != "ptq":
+        options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
+    columns = {"text": text, "text_pair": text_pair, "label": label}
+    data = options.training_data(
+        task, data_dir, (train, evaluation), columns, regression=regression, train_rows=train_rows, seed=seed
+    )
+    chosen = lowbit.TuneOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        max_length=max_length,
+        norms=norms,
+        biases=biases,
+        scales=scales,
+        precision=precision,
+        seed=seed,
+        recipe=options.make_recipe(None, scheme),
+    )
+    with progress("tune") as update:
+        result = lowbit.tune(model, output, data, method=method, options=chosen, progress=update)
+    if json:
+        print_json(result.to_dict())
+        return
+    print_table([{"split": split, **metrics} for split, metrics in result.metrics.items()])
+    typer.echo(
+        f"trained: {cell(result.trained)}; without the head {100 * result.trained_share:.2f} % of the block weights"
+    )
+    typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows")
+    use = f"{model} --adapter {result.path}" if method == "outliers" else f"{result.path}"
+    typer.echo(f'next: lowbit predict {use} "some text"')
