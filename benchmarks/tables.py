@@ -121,7 +121,7 @@ def score(rows: Sequence[Row]) -> str:
 
 @table("size")
 def size(results: Path) -> str:
-    """One line per geometry, scheme and embedding width: bits, bytes and how much smaller the file is."""
+    """One line per geometry, scheme and embedding width: bits, bytes and what is left of the fp32 file."""
     headings = [
         "Geometry",
         "Scheme",
@@ -130,7 +130,7 @@ def size(results: Path) -> str:
         "Model bits",
         "File",
         "fp32",
-        "fp32 / file",
+        "File / fp32",
     ]
     lines = [
         [
@@ -141,7 +141,7 @@ def size(results: Path) -> str:
             show(row, "model_bits", "{:.3f}"),
             mebibytes(row, "file_bytes"),
             mebibytes(row, "fp32_bytes"),
-            show(row, "ratio", "{:.2f}×"),
+            show(row, "ratio", "{:.4f}"),
         ]
         for row in newest(read_rows(results / "size.jsonl"), "geometry", "scheme", "embeddings")
     ]
@@ -159,12 +159,12 @@ def stage1(results: Path) -> str:
             show(row, "geometry"),
             show(row, "strategy"),
             show(row, "scheme"),
-            show(row, "seconds", "{:.1f} s"),
-            show(row, "copy_seconds", "{:.1f} s"),
-            show(row, "ratio", "{:.1f}×"),
+            show(row, "seconds", "{:.2f} s"),
+            show(row, "copy_seconds", "{:.2f} s"),
+            show(row, "ratio", "{:.2f}×"),
             show(row, "peak_private_mib", "{:.0f} MiB"),
             show(row, "largest_tensor_mib", "{:.0f} MiB"),
-            show(row, "memory_ratio", "{:.1f}×"),
+            show(row, "memory_ratio", "{:.2f}×"),
             show(row, "threads"),
             show(row, "cpu"),
         ]

@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,29 @@ def data_dir():
     if not (folder / "glue").is_dir():
         pytest.skip(f"needs the real data: no folder {folder / 'glue'} (set LOWBIT_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Tiny float models, backbones, adapters and merged models on disk, each made once; not to be changed."""
+    from tests.tiny import Tiny
+
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def with_threads():
+    """Calls a function with one thread and with two; gives both results."""
+    import torch
+
+    before = torch.get_num_threads()
+
+    def call(function):
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(function())
+        return results
+
+    yield call
+    torch.set_num_threads(before)

@@ -18,7 +18,7 @@ FLOORS = [
     {"plan", "quantize", "checkpoint"},
     {"hf"},
     {"data", "metrics", "losses", "loop"},
-    {"adapter"},
+    {"adapter", "scoring"},
     {"tuning", "zeroshot", "evaluation", "runtime", "export"},
     {"bench", "report"},
     {"cli"},

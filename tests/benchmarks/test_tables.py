@@ -25,7 +25,7 @@ SIZE = {
     "model_bits": 5.1,
     "file_bytes": 64 * 2**20,
     "fp32_bytes": 416 * 2**20,
-    "ratio": 6.5,
+    "ratio": 0.1538,
 }
 STAGE1 = {
     "geometry": "bert-base",
@@ -110,7 +110,7 @@ def test_size_shows_both_bit_counts_and_keeps_the_last_measurement(results):
         [SIZE | {"file_bytes": 1}, SIZE, SIZE | {"embeddings": "float", "ratio": None}],
     )
     assert body(tables.size(results)) == [
-        ["bert-base", "w4", "8", "4.200", "5.100", "64.0 MiB", "416.0 MiB", "6.50×"],
+        ["bert-base", "w4", "8", "4.200", "5.100", "64.0 MiB", "416.0 MiB", "0.1538"],
         ["bert-base", "w4", "float", "4.200", "5.100", "64.0 MiB", "416.0 MiB", "–"],
     ]
 
@@ -122,12 +122,12 @@ def test_stage1_shows_time_and_memory_with_their_ratios(results):
             "bert-base",
             "mse",
             "w4",
-            "12.3 s",
-            "1.2 s",
-            "10.3×",
+            "12.34 s",
+            "1.20 s",
+            "10.28×",
             "301 MiB",
             "89 MiB",
-            "3.4×",
+            "3.37×",
             "1",
             "a processor",
         ]
