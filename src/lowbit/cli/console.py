@@ -20,7 +20,7 @@ from rich.table import Table
 Callback = Callable[[int, int, str], None]
 
 _FILE_WIDTH = 140  # of tables where the output is no terminal
-_NAME_WIDTH = 32  # of the first column, at least, where a table does not fit; the others are wrapped first
+_NAME_WIDTH = 32  # names up to this, in the first column, stay whole where a table has to be narrow
 
 
 def print_error(error: Exception) -> None:
@@ -38,9 +38,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     for position, name in enumerate(rows[0] if rows else ()):
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        width = 0 if position else min(_NAME_WIDTH, max(len(cell(row[name])) for row in rows))
+        short = all(len(cell(row[name])) <= _NAME_WIDTH for row in rows)
         table.add_column(
-            name.replace("_", " "), justify="right" if numeric else "left", overflow="fold", min_width=width
+            name.replace("_", " "),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=position == 0 and short,
         )
     for row in rows:
         table.add_row(*(cell(value) for value in row.values()))
@@ -61,7 +64,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {cell(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {cell(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list | tuple):
         separator = "x" if all(isinstance(item, int) for item in value) else ", "
         return separator.join(map(cell, value))

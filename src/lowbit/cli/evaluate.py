@@ -12,6 +12,7 @@ def evaluate(
     adapter: options.Adapter = None,
     task: options.Task = None,
     data_dir: options.DataDir = None,
+    split: options.Splits = None,
     evaluation: options.EvalFile = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
@@ -22,7 +23,7 @@ def evaluate(
 ) -> None:
     """Score a model on a GLUE task or on your own rows, whose labels are those that the model was made for."""
     columns = {"text": text, "text_pair": text_pair, "label": label}
-    data = options.evaluation_data(model, adapter, task, data_dir, evaluation, columns)
+    data = options.evaluation_data(model, adapter, task, data_dir, evaluation, columns, split)
     with progress("evaluate") as update:
         scores = lowbit.evaluate(
             model, data, adapter=adapter, batch_size=batch_size, max_length=max_length, progress=update

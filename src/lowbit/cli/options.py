@@ -43,6 +43,9 @@ Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder with the GLUE files; default $LOWBIT_DATA.")
 ]
+Splits = Annotated[
+    list[str] | None, typer.Option("--split", help="Evaluation set of the task, repeatable; default: all it has.")
+]
 EvalFile = Annotated[
     Path | None, typer.Option("--eval", metavar="FILE", help="Your evaluation rows: .csv, .tsv or .jsonl.")
 ]
@@ -79,6 +82,7 @@ def training_data(
     regression: bool,
     train_rows: int | None,
     seed: int,
+    splits: list[str] | None = None,
 ) -> TaskData:
     """A GLUE task, or the user's (training, evaluation) files; ``columns`` names text, text_pair and label."""
     train, evaluation = files
@@ -87,7 +91,8 @@ def training_data(
 
     if task is not None:
         forbid({"--regression": regression or None}, "is for your own files")
-        return glue_data(task, data_dir, train_rows=train_rows, seed=seed)
+        return glue_data(task, data_dir, train_rows=train_rows, splits=splits, seed=seed)
+    forbid({"--split": splits or None}, "is for --task")
     data = table_data(train, evaluation, regression=regression, **_known(columns))
     if train_rows is None:
         return data
@@ -101,13 +106,15 @@ def evaluation_data(
     data_dir: Path | None,
     evaluation: Path | None,
     columns: Mapping[str, str | None],
+    splits: list[str] | None = None,
 ) -> TaskData:
     """A GLUE task, or the user's file with the labels that the adapter or else the model was made for."""
     _check_source(task, data_dir, {"--eval": evaluation}, columns)
     from lowbit.data import glue_data, table_data
 
     if task is not None:
-        return glue_data(task, data_dir, train=False)
+        return glue_data(task, data_dir, train=False, splits=splits)
+    forbid({"--split": splits or None}, "is for --task")
     names = _label_names(model, adapter)
     return table_data(None, evaluation, regression=names is None, label_names=names, **_known(columns))
 

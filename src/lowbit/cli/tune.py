@@ -17,6 +17,7 @@ def tune(
     output: options.Output,
     task: options.Task = None,
     data_dir: options.DataDir = None,
+    split: options.Splits = None,
     train: Annotated[
         Path | None, typer.Option("--train", metavar="FILE", help="Your training rows: .csv, .tsv or .jsonl.")
     ] = None,
@@ -54,7 +55,14 @@ def tune(
         options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
     columns = {"text": text, "text_pair": text_pair, "label": label}
     data = options.training_data(
-        task, data_dir, (train, evaluation), columns, regression=regression, train_rows=train_rows, seed=seed
+        task,
+        data_dir,
+        (train, evaluation),
+        columns,
+        splits=split,
+        regression=regression,
+        train_rows=train_rows,
+        seed=seed,
     )
     chosen = lowbit.TuneOptions(
         epochs=epochs,

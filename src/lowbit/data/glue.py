@@ -170,7 +170,7 @@ def _find_file(task: Task, split: str, root: Path) -> Path:
         if path.is_file():
             return path
     tried = ", ".join(map(str, paths))
-    raise DataError(f"{task.name}: no {split} file; tried {tried}; download it there or name another folder")
+    raise DataError(f"{task.name}: no {split} file; tried {tried}; put it there, or choose the splits you have")
 
 
 def _from_file(task: Task, path: Path) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,14 +58,19 @@ def glue_data(
     *,
     train: bool = True,
     train_rows: int | None = None,
+    splits: Sequence[str] | None = None,
     seed: int = 0,
 ) -> TaskData:
-    """A GLUE task; ``train_rows`` takes the first rows of a permutation drawn with ``seed``."""
+    """A GLUE task; ``train_rows`` takes the first rows of a permutation drawn with ``seed``.
+
+    ``splits`` are the evaluation sets, by default all of the task's: ``dev``, for MNLI ``dev_matched`` and
+    ``dev_mismatched``. One that is missing raises :class:`DataError`.
+    """
     found = get_task(task)
     rows = load_glue(found, "train", data_dir) if train else None
     if rows is not None and train_rows is not None:
         rows = rows.sample(train_rows, seed)
-    evaluations = {split: load_glue(found, split, data_dir) for split in found.eval_splits}
+    evaluations = {split: load_glue(found, split, data_dir) for split in splits or found.eval_splits}
     return TaskData(found.name, found.metrics, found.primary, found.labels, rows, evaluations)
 
 

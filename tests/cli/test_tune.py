@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import lowbit
+from lowbit import TuneOptions
+from lowbit.recipe import Recipe
+from lowbit.tuning import TuneResult
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    found = []
+
+    def tune(model, output, data, *, method="outliers", options, progress=None):
+        found.append((model, output, data, method, options))
+        progress(1, 2, "step")
+        scores = {"eval": {"accuracy": 0.75}}
+        trained = {"outliers": 5, "head": 2}
+        return TuneResult(Path(output), method, data.name, "accuracy", 0.75, scores, trained, 0.0125, 1.5, 16)
+
+    monkeypatch.setattr(lowbit, "tune", tune)
+    return found
+
+
+@pytest.fixture
+def table(reviews):
+    return ["--train", reviews, "--eval", reviews, "--text", "t", "--label", "l"]
+
+
+def test_defaults_are_those_of_the_function(run, calls, table):
+    assert run("tune", "backbone", "-o", "out", *table).exit_code == 0
+    ((model, output, data, method, options),) = calls
+    assert (model, output, method, options) == ("backbone", Path("out"), "outliers", TuneOptions())
+    assert data.label_names == ("no", "yes")
+
+
+def test_every_option_is_passed_on(run, calls, table):
+    flags = "--method ptq --scheme w3 --epochs 0.5 --batch-size 4 --learning-rate 0.1 --head-learning-rate 0.2"
+    flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
+    assert run("tune", "model", "-o", "out", *table, *flags.split()).exit_code == 0
+    ((_, _, data, method, options),) = calls
+    assert (method, len(data.train)) == ("ptq", 6)
+    assert options == TuneOptions(
+        epochs=0.5,
+        batch_size=4,
+        learning_rate=0.1,
+        head_learning_rate=0.2,
+        max_length=7,
+        norms=False,
+        biases=False,
+        scales=True,
+        precision="fp32",
+        seed=9,
+        recipe=Recipe.parse("w3"),
+    )
+
+
+def test_json(run, calls, table):
+    values = json.loads(run("tune", "backbone", "-o", "out", *table, "--json").stdout)
+    assert (values["path"], values["metrics"]) == ("out", {"eval": {"accuracy": 0.75}})
+
+
+@pytest.mark.parametrize(("method", "use"), [("outliers", "backbone --adapter out"), ("full", "out")])
+def test_the_end_says_scores_and_what_comes_next(run, calls, table, method, use):
+    output = run("tune", "backbone", "-o", "out", *table, "--method", method).stdout
+    assert "0.75" in output
+    assert "trained: outliers 5, head 2; without the head 1.25 % of the block weights" in output
+    assert f'next: lowbit predict {use} "some text"' in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scheme", "w4"], "--scheme is for --method ptq"),
+        (["--task", "sst2"], "--train is for your own files"),
+        (["--method", "magic"], "magic"),
+    ],
+)
+def test_usage_errors(run, calls, table, arguments, message):
+    result = run("tune", "backbone", "-o", "out", *table, *arguments, env={"COLUMNS": "160"})
+    assert (result.exit_code, calls) == (2, [])
+    assert message in result.stderr
+
+
+def test_bad_values_are_errors(run, calls, table, tmp_path):
+    assert "must be positive" in run("tune", "b", "-o", "o", *table, "--epochs", "0").stderr
+    result = run("tune", "b", "-o", "o", "--task", "sst2", "--data-dir", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: sst2: no train file")
