@@ -18,6 +18,8 @@ from lowbit.errors import AdapterError
 ADAPTER_VERSION = 1
 INFO_FILE = "task_adapter.json"
 TENSORS_FILE = "task_adapter.safetensors"
+# JSON types of the fields that other code relies on; each of them is required.
+_KINDS = {"fingerprint": str, "metrics": list, "primary": str, "label_names": list | None, "max_length": int}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ def read_info(directory: str | Path) -> AdapterInfo:
             raise AdapterError(
                 f"{path} has format version {values.get('version')!r}, this lowbit reads {ADAPTER_VERSION}"
             )
+        for name, kind in _KINDS.items():
+            if not isinstance(values[name], kind):
+                raise AdapterError(f"{path} is damaged: {name} is {values[name]!r}")
         values["metrics"] = tuple(values["metrics"])
         if values["label_names"] is not None:
             values["label_names"] = tuple(values["label_names"])

@@ -26,7 +26,6 @@ from lowbit.tuning.options import (
     TuneResult,
 )
 from lowbit.tuning.prepare import finish, linear_weights, prepare
-from lowbit.tuning.trainer import train
 
 Features = Sequence[dict[str, Any]]
 
@@ -95,6 +94,8 @@ def _tune_outliers(
     progress: Progress | None,
 ) -> tuple[dict[str, int], float]:
     """Train outliers and head, write the adapter; returns trained counts by group and seconds."""
+    from lowbit.tuning.trainer import train  # here: transformers' Trainer takes seconds to import
+
     fingerprint = model_fingerprint(model)
     names = prepare(model, norms=options.norms, biases=options.biases, scales=options.scales)
     trained = {group: sum(adapter_target(model, n).numel() for n in found) for group, found in names.items()}
@@ -136,6 +137,8 @@ def _tune_all(
     progress: Progress | None,
 ) -> tuple[dict[str, int], float]:
     """Train every weight and write the model, quantized for ``ptq``; returns trained counts and seconds."""
+    from lowbit.tuning.trainer import train  # here: transformers' Trainer takes seconds to import
+
     trained = {"all": sum(parameter.numel() for parameter in model.parameters())}
     groups = [{"params": list(model.parameters()), "lr": options.learning_rate or FULL_LEARNING_RATE}]
     seconds = train(model, tokenizer, features, groups, options, progress)
