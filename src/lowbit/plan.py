@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lowbit.arch import roles, weight_shape
-from lowbit.errors import CheckpointError, LowbitError, SchemeError
+from lowbit.errors import CheckpointError, LowbitError, SchemeError, UnsupportedModelError
+from lowbit.nn import QuantModule
 from lowbit.outliers import count_outliers
 from lowbit.qtensor import tensor_specs
 from lowbit.recipe import Recipe
@@ -108,10 +109,12 @@ def effective_bits(bits: Mapping[str, int], entries: list[PlanEntry]) -> float:
 def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) -> Plan:
     """Resolve ``recipe`` against a model; its weights are not read, so it may live on the meta device.
 
-    Raises UnsupportedModelError for an unknown model type and SchemeError for a scheme that does not fit a module,
-    with the module's name, or (``strict``; not for a recipe that fitted another task class) for a pattern that
-    matches nothing.
+    Raises UnsupportedModelError for an unknown model type or a quantized model, and SchemeError for a scheme that
+    does not fit a module, with the module's name, or (``strict``; not for a recipe that fitted another task class)
+    for a pattern that matches nothing.
     """
+    if any(isinstance(module, QuantModule) for module in model.modules()):
+        raise UnsupportedModelError("the model is quantized already; start from the float model")
     found = roles(model)
     if strict:
         recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])

@@ -24,8 +24,7 @@ from lowbit.checkpoint import (
     refuse_existing,
     write_backbone,
 )
-from lowbit.errors import CheckpointError, LowbitError, UnsupportedModelError
-from lowbit.nn import QuantModule
+from lowbit.errors import CheckpointError, LowbitError
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_tensor, tensor_specs
@@ -75,8 +74,6 @@ def quantize_checkpoint(
 
 def quantize_model(model: PreTrainedModel, recipe: Recipe, *, seed: int = 0) -> Plan:
     """Quantize a loaded float model in place and return the plan; the result equals the streaming path's."""
-    if any(isinstance(module, QuantModule) for module in model.modules()):
-        raise UnsupportedModelError("the model is quantized already; start from the float model")
     plan = make_plan(model, recipe)
     tensors = {}
     for entry in plan.quantized:

@@ -40,8 +40,13 @@ def relative_name(model: PreTrainedModel, path: str) -> str:
 
 def find_module(model: PreTrainedModel, name: str) -> str | None:
     """The path of a module given by its relative name; None when this task class does not have it."""
-    paths = dict(model.named_modules(remove_duplicate=False))
-    return next((path for path in (base_prefix(model) + name, name) if path in paths), None)
+    for path in (base_prefix(model) + name, name):
+        try:
+            model.get_submodule(path)
+        except AttributeError:
+            continue
+        return path
+    return None
 
 
 def roles(model: PreTrainedModel) -> list[Role]:

@@ -30,6 +30,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._shapes: dict[str, torch.Size] = {}
         self._expected: dict[str, torch.dtype] = {}
         self._renamings: list[WeightRenaming] = []
 
@@ -37,6 +38,7 @@ class LowbitQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         """Check the files byte by byte, then swap modules on the meta device."""
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         if not self.pre_quantized:
             return
         if not checkpoint_files:
@@ -73,6 +75,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """Quantize a float model, or make sure that every payload arrived as it was stored."""
+        self._check_shapes(model)
         if not self.pre_quantized:
             plan = quantize_model(model, self.quantization_config.parsed_recipe())
             attach(model, LowbitConfig.from_plan(plan), self)
@@ -88,6 +91,16 @@ class LowbitQuantizer(HfQuantizer):
                 model.get_submodule(path)._buffers[part] = buffer.to(dtype)
         _set_embedding_dtype(model)
         attach(model, self.quantization_config, self)
+
+    def _check_shapes(self, model: PreTrainedModel) -> None:
+        """Not every version of transformers compares shapes (a head of another width) once a quantizer is there."""
+        for name, parameter in model.named_parameters():
+            asked = self._shapes.get(name, parameter.shape)
+            if parameter.shape != asked:
+                raise CheckpointError(
+                    f"tensor {name!r} is {list(parameter.shape)}, the configuration asks for {list(asked)}; "
+                    "load with the sizes (number of labels) that the checkpoint has, or quantize the base model"
+                )
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """The tensors by their names on disk, and the manifest."""

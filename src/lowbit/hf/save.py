@@ -24,7 +24,7 @@ def save(model: PreTrainedModel, output: str | Path, source: Path | None = None)
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, LowbitConfig):
         raise CheckpointError("the model is not quantized by lowbit; quantize it first, or use save_pretrained")
-    if source is None and Path(model.name_or_path).is_dir():
+    if source is None and model.name_or_path and Path(model.name_or_path).is_dir():
         source = Path(model.name_or_path)
     plain = type(model.config).from_dict({**model.config.to_dict(), "quantization_config": None})
     with torch.device("meta"):
