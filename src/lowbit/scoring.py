@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.data import TaskData, encode
 from lowbit.errors import DataError
-from lowbit.loop import Progress, default_device, predict_logits
+from lowbit.loop import Progress, default_device, isolated_rng, predict_logits
 from lowbit.metrics import score
 
 
@@ -35,7 +37,7 @@ def score_model(
         logits = predict_logits(
             model, tokenizer, features, batch_size=batch_size, precision=precision, progress=progress
         )
-        scores[split] = score(data.metrics, decide(logits, data.label_names is None).numpy(), examples.labels)
+        scores[split] = _score(data, decide(logits, data.label_names is None).tolist(), examples.labels)
     return scores
 
 
@@ -43,7 +45,12 @@ def check_metrics(data: TaskData) -> None:
     """Raise what scoring would raise, a missing library or an unknown metric, before an hour of training."""
     for examples in data.evaluations.values():
         assert examples.labels is not None
-        score(data.metrics, examples.labels, examples.labels)
+        _score(data, examples.labels, examples.labels)
+
+
+def _score(data: TaskData, predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
+    with isolated_rng(0):  # importing scikit-learn, which happens on first use, draws from ``random``
+        return score(data.metrics, predictions, labels)
 
 
 def decide(logits: torch.Tensor, regression: bool) -> torch.Tensor:

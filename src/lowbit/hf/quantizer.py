@@ -20,7 +20,7 @@ from lowbit.checkpoint import (
 )
 from lowbit.errors import CheckpointError
 from lowbit.hf.config import LowbitConfig
-from lowbit.nn import CODES, QuantEmbedding, QuantModule, empty_tensor
+from lowbit.nn import CODES, QuantModule, empty_tensor
 from lowbit.quantize import quantize_model
 
 
@@ -89,7 +89,6 @@ class LowbitQuantizer(HfQuantizer):
             if buffer.dtype != dtype:
                 # Only half-precision models with fp32 exceptions widen outliers; narrowing them back is exact.
                 model.get_submodule(path)._buffers[part] = buffer.to(dtype)
-        _set_embedding_dtype(model)
         attach(model, self.quantization_config, self)
 
     def _check_shapes(self, model: PreTrainedModel) -> None:
@@ -162,10 +161,3 @@ def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _renaming(path: str) -> WeightRenaming:
     escaped = path.replace(".", r"\.")
     return WeightRenaming(source_patterns=rf"^{escaped}\.weight$", target_patterns=f"{path}.{CODES}")
-
-
-def _set_embedding_dtype(model: PreTrainedModel) -> None:
-    """Quantized embeddings return rows in the dtype that the model was loaded in."""
-    for module in model.modules():
-        if isinstance(module, QuantEmbedding):
-            module.dtype = model.dtype

@@ -15,7 +15,6 @@ from lowbit.data import TaskData, encode
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import LowbitConfig, attach, save
 from lowbit.loop import Progress, load_tokenizer, quiet_transformers
-from lowbit.metrics import require as require_metrics
 from lowbit.quantize import quantize_model
 from lowbit.scoring import check_metrics, score_model
 from lowbit.tuning.options import (
@@ -49,7 +48,6 @@ def tune(
     if method not in METHODS:
         raise SchemeError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
     refuse_existing(output)
-    require_metrics()
     options = options or TuneOptions()
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)

@@ -1,0 +1,167 @@
+"""Tiny random models of every supported architecture, and the helpers that compare them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import BertConfig, GPT2Config, OPTConfig, PreTrainedTokenizerFast, RobertaConfig, T5Config
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+VOCABULARY = 64
+_BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 24,
+}
+_T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+_T5 |= {"decoder_start_token_id": 0}
+_OPT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "max_position_embeddings": 24,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 24,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "bos_token_id": 2,
+}
+_CONFIGS = {
+    "bert": (BertConfig, _BERT),
+    "roberta": (RobertaConfig, _BERT | {"pad_token_id": 1, "type_vocab_size": 1}),
+    "t5": (T5Config, _T5 | {"feed_forward_proj": "relu"}),
+    "t5-v1.1": (T5Config, _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "opt": (OPTConfig, _OPT | {"word_embed_proj_dim": 32}),
+    "opt-projected": (OPTConfig, _OPT | {"word_embed_proj_dim": 24, "do_layer_norm_before": False}),
+    "gpt2": (GPT2Config, _GPT2),
+}
+
+# Special tokens in the order of their ids, then how one text and a pair of texts are dressed. GPT-2 adds nothing.
+_BERT_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+_ROBERTA_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_GPT2_TOKENS = {"bos_token": "<s>", "unk_token": "<unk>", "eos_token": "</s>"}  # like the real one: no padding token
+_TOKENIZERS = {
+    "bert": (_BERT_TOKENS, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+    "roberta": (_ROBERTA_TOKENS, "<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+    "t5": (_T5_TOKENS, "$A </s>", "$A </s> $B </s>"),
+    "opt": (_ROBERTA_TOKENS, "</s> $A", "</s> $A </s> $B"),
+    "gpt2": (_GPT2_TOKENS, "$A", "$A $B"),
+}
+WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "book", "song", "the", "a", "was", "it", "very"]
+
+# One generative or bare class per architecture, and one classifier.
+LANGUAGE_MODELS = [
+    ("bert", "BertForMaskedLM"),
+    ("roberta", "RobertaForMaskedLM"),
+    ("t5", "T5ForConditionalGeneration"),
+    ("t5-v1.1", "T5ForConditionalGeneration"),
+    ("opt", "OPTForCausalLM"),
+    ("opt-projected", "OPTForCausalLM"),
+    ("gpt2", "GPT2LMHeadModel"),
+]
+CLASSIFIERS = [
+    ("bert", "BertForSequenceClassification"),
+    ("roberta", "RobertaForSequenceClassification"),
+    ("t5", "T5ForSequenceClassification"),
+    ("opt", "OPTForSequenceClassification"),
+    ("gpt2", "GPT2ForSequenceClassification"),
+]
+
+
+def tiny_config(arch, **changes):
+    """Configuration of a tiny model: width 32, 2 layers, 64 tokens."""
+    config_class, values = _CONFIGS[arch]
+    return config_class(**(values | changes))
+
+
+def tiny_model(arch, class_name, seed=0, **changes):
+    """A tiny model in eval mode whose every parameter, biases and norms included, is drawn from ``seed``."""
+    model = getattr(transformers, class_name)(tiny_config(arch, **changes))
+    if arch == "t5-v1.1" and hasattr(model, "lm_head"):
+        model.lm_head.weight = nn.Parameter(torch.empty(VOCABULARY, 32))
+        model.all_tied_weights_keys.pop("lm_head.weight")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(centre + 0.1 * noise + 0.02 * noise**3)  # heavier tails than a Gaussian
+    return model.eval()
+
+
+def save_tiny(folder, arch, class_name, seed=0, dtype=torch.float32, shard_size="1GB", **changes):
+    """Save a tiny model as a float checkpoint and return its folder."""
+    model = tiny_model(arch, class_name, seed, **changes).to(dtype)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    return Path(folder)
+
+
+def tiny_tokenizer(arch):
+    """A word tokenizer over ``WORDS`` with the special tokens of an architecture; it pads on the right."""
+    special, single, pair = _TOKENIZERS[arch]
+    ids = {token: index for index, token in enumerate((*special.values(), *WORDS))}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokens = [(token, ids[token]) for token in special.values()]
+    tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+    fields = ["input_ids", "attention_mask"] + ["token_type_ids"] * (arch == "bert")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="right", model_input_names=fields, model_max_length=22, **special
+    )
+
+
+def tiny_batch(config):
+    """Two rows of ids with padding on the right, ready for ``model(**batch)``."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    ids[1, 6:] = config.pad_token_id or 0
+    ids[:, 0] = 2
+    if config.model_type == "t5":
+        ids[0, 8] = ids[1, 5] = config.eos_token_id
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def output(model):
+    """The main output of a model on the tiny batch: logits, or hidden states of a bare model."""
+    batch = tiny_batch(model.config)
+    if model.config.is_encoder_decoder and not hasattr(model, "classification_head"):
+        batch["decoder_input_ids"] = batch["input_ids"][:, :5]
+    return model(**batch)[0]
+
+
+def file_bytes(folder):
+    """SHA-256 of every file in a directory, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
+
+
+def edit_json(path, change):
+    """Apply ``change`` to the mapping in a JSON file."""
+    values = json.loads(Path(path).read_text())
+    change(values)
+    Path(path).write_text(json.dumps(values))
