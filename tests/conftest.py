@@ -1,5 +1,6 @@
 """Settings and fixtures for the whole suite."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def data_dir():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Tiny float models, backbones, adapters and merged models on disk, each made once; not to be changed."""
+    import lowbit.tuning.trainer  # noqa: F401
     from tests.tiny import Tiny
 
+    gc.freeze()  # Trainer collects garbage after every run: half a second, were the imported modules searched too
     return Tiny(tmp_path_factory.mktemp("tiny"))
 
 

@@ -1,0 +1,256 @@
+import contextlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from lowbit.adapter import load_classifier
+from lowbit.data import encode
+from lowbit.errors import CheckpointError, DataError, SchemeError
+from lowbit.loop import (
+    check_lengths,
+    check_sizes,
+    default_device,
+    isolated_rng,
+    length_order,
+    load_tokenizer,
+    predict_logits,
+    quiet_transformers,
+    use_bf16,
+)
+from tests.models import tiny_model
+from tests.tiny import BACKBONES, random_states, toy_rows
+
+CPU = torch.device("cpu")
+
+
+def draws():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+
+def test_isolated_rng_gives_the_states_back():
+    before = random_states()
+    with isolated_rng(5):
+        draws()
+    assert random_states() == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_isolated_rng_gives_the_states_back_after_an_exception(error):
+    def fail():
+        with isolated_rng(5):
+            draws()
+            raise error
+
+    before = random_states()
+    with pytest.raises(error):
+        fail()
+    assert random_states() == before
+
+
+def test_isolated_rng_depends_on_the_seed_only():
+    found = []
+    for seed in (3, 3, 4):
+        with isolated_rng(seed):
+            found.append(draws())
+        draws()
+    assert found[0] == found[1]
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))
+
+
+def test_isolated_rng_can_be_nested():
+    with isolated_rng(1):
+        expected = draws(), draws()
+    with isolated_rng(1):
+        first = draws()
+        with isolated_rng(2):
+            draws()
+        assert (first, draws()) == expected
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_quiet_transformers_restores_verbosity_and_bars(bars):
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_info()
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        with contextlib.suppress(RuntimeError), quiet_transformers():
+            assert logging.get_verbosity() == logging.ERROR
+            assert not logging.is_progress_bar_enabled()
+            raise RuntimeError
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled() is bars
+    finally:
+        logging.set_verbosity(verbosity)
+        (logging.enable_progress_bar if had_bars else logging.disable_progress_bar)()
+
+
+def test_a_named_precision_is_obeyed():
+    assert use_bf16("bf16", CPU) is True
+    assert use_bf16("fp32", CPU) is False
+    with pytest.raises(SchemeError, match="unknown precision 'fp16'; use one of auto, fp32, bf16"):
+        use_bf16("fp16", CPU)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
+def test_auto_asks_for_bf16_instructions_on_a_processor(monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert use_bf16("auto", CPU) is (avx512 or amx)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_asks_for_native_bf16_on_a_gpu(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert use_bf16("auto", torch.device("cuda")) is native
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_load_tokenizer_can_pad(tiny, arch):
+    tokenizer = load_tokenizer(tiny.model(arch))
+    assert tokenizer.pad_token == {"bert": "[PAD]", "gpt2": "</s>"}.get(arch, "<pad>")
+    rows = tokenizer(["good", "good film"], padding=True)["input_ids"]
+    assert len(rows[0]) == len(rows[1])
+
+
+def test_load_tokenizer_refuses_a_folder_without_one(tmp_path, tiny):
+    (tmp_path / "config.json").write_bytes((tiny.model("bert") / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"has no tokenizer, none of tokenizer.json, vocab.txt; save it"):
+        load_tokenizer(tmp_path)
+
+
+def test_load_tokenizer_refuses_what_cannot_pad(tmp_path):
+    words = Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="neither a padding nor an end token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_load_tokenizer_refuses_a_damaged_one(tmp_path, tiny, name, text):
+    for path in tiny.model("bert").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="has no usable tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30))
+def test_length_order_is_a_stable_permutation_longest_first(lengths):
+    order = length_order([{"input_ids": [0] * length} for length in lengths])
+    assert sorted(order) == list(range(len(lengths)))
+    assert [(-lengths[row], row) for row in order] == sorted((-lengths[row], row) for row in order)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny):
+    """Calls with an architecture; gives a float classifier in eval mode, its tokenizer and rows of unequal length."""
+
+    def make(arch):
+        folder = tiny.model(arch)
+        model, _ = load_classifier(folder, ("no", "yes"), seed=0)
+        tokenizer = load_tokenizer(folder)
+        return model.eval(), tokenizer, encode(toy_rows(), tokenizer, 16)
+
+    return make
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_logits_are_those_of_each_row_alone(classifier, arch):
+    model, tokenizer, rows = classifier(arch)
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+    expected = torch.stack(alone)
+    assert expected.std(dim=0).min() > 1e-3  # rows differ, so a wrong order cannot pass
+    for batch_size in (1, 5, 100):
+        found = predict_logits(model, tokenizer, rows, batch_size=batch_size, precision="fp32")
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_in_the_order_of_the_rows(classifier):
+    model, tokenizer, rows = classifier("bert")
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert lengths != sorted(lengths)
+    assert lengths != sorted(lengths, reverse=True)
+    forward = predict_logits(model, tokenizer, rows, batch_size=4, precision="fp32")
+    backward = predict_logits(model, tokenizer, rows[::-1], batch_size=4, precision="fp32")
+    torch.testing.assert_close(backward.flip(0), forward, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_left_as_it_was_and_dropout_is_off(classifier, training):
+    model, tokenizer, rows = classifier("bert")
+    expected = predict_logits(model, tokenizer, rows, precision="fp32")
+    model.train(training)
+    found = predict_logits(model, tokenizer, rows, precision="fp32")
+    assert model.training is training
+    assert model.bert.encoder.layer[0].output.dropout.training is training
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
+
+
+def test_labels_do_not_reach_the_model_and_rows_are_not_changed(classifier):
+    model, tokenizer, rows = classifier("bert")
+    marked = [row | {"labels": 99} for row in rows]
+    assert torch.equal(predict_logits(model, tokenizer, marked), predict_logits(model, tokenizer, rows))
+    assert all(row["labels"] == 99 for row in marked)
+
+
+def test_bf16_is_used_on_demand(classifier):
+    model, tokenizer, rows = classifier("bert")
+    exact = predict_logits(model, tokenizer, rows, precision="fp32")
+    rounded = predict_logits(model, tokenizer, rows, precision="bf16")
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)
+
+
+def test_progress_counts_rows(classifier):
+    model, tokenizer, rows = classifier("bert")
+    calls = []
+    predict_logits(model, tokenizer, rows, batch_size=10, progress=lambda *call: calls.append(call))
+    assert calls == [(0, 24, "rows"), (10, 24, "rows"), (20, 24, "rows"), (24, 24, "rows")]
+
+
+@pytest.mark.parametrize(("arch", "positions"), [("bert", 24), ("roberta", 22), ("opt", 24), ("gpt2", 24)])
+def test_a_row_that_is_too_long_is_refused_and_the_longest_one_runs(arch, positions):
+    model = tiny_model(arch, BACKBONES[arch])
+    check_lengths(model, [{"input_ids": [3]}, {"input_ids": [3] * positions}])
+    with torch.no_grad():
+        model(torch.full((1, positions), 3), attention_mask=torch.ones(1, positions, dtype=torch.long))
+    with pytest.raises(DataError, match=f"a row has {positions + 1} tokens, the model takes {positions}; lower"):
+        check_lengths(model, [{"input_ids": [3]}, {"input_ids": [3] * (positions + 1)}])
+
+
+def test_relative_positions_have_no_end():
+    check_lengths(tiny_model("t5", "T5EncoderModel"), [{"input_ids": [3] * 5000}])
+
+
+def test_predict_logits_checks_lengths(classifier):
+    model, tokenizer, rows = classifier("bert")
+    with pytest.raises(DataError, match="a row has 30 tokens"):
+        predict_logits(model, tokenizer, [*rows, {"input_ids": [3] * 30}])
+
+
+def test_sizes_must_be_positive():
+    check_sizes(1, None)
+    check_sizes(1, 1)
+    for sizes in [(0, None), (-1, 5), (1, 0), (1, -3)]:
+        with pytest.raises(SchemeError, match="must be positive"):
+            check_sizes(*sizes)
+
+
+def test_default_device_is_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_device().type == "cpu"

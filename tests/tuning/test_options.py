@@ -1,0 +1,66 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lowbit.errors import SchemeError
+from lowbit.recipe import Recipe
+from lowbit.tuning import TuneOptions, TuneResult
+
+
+def test_defaults():
+    options = TuneOptions()
+    assert options.to_dict() == {
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": None,
+        "head_learning_rate": None,
+        "max_length": 128,
+        "norms": True,
+        "biases": True,
+        "scales": False,
+        "precision": "auto",
+        "seed": 0,
+    }
+    assert options.recipe == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs, batch size and maximum length must be positive"),
+        ({"epochs": -1}, "must be positive"),
+        ({"epochs": math.nan}, "must be positive"),
+        ({"epochs": math.inf}, "must be positive"),
+        ({"batch_size": 0}, "must be positive"),
+        ({"max_length": 0}, "must be positive"),
+        ({"learning_rate": 0.0}, "learning rates must be positive"),
+        ({"learning_rate": math.nan}, "learning rates must be positive"),
+        ({"head_learning_rate": -1e-3}, "learning rates must be positive"),
+        ({"head_learning_rate": math.inf}, "learning rates must be positive"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; use one of auto, fp32, bf16"),
+        ({"seed": -1}, "seed -1 is outside 0 to"),
+        ({"seed": 2**32}, "is outside 0 to"),
+    ],
+)
+def test_bad_options_are_refused(change, message):
+    with pytest.raises(SchemeError, match=message):
+        TuneOptions(**change)
+
+
+def test_limits_are_allowed():
+    options = TuneOptions(epochs=0.01, batch_size=1, max_length=1, learning_rate=1e-9, seed=2**32 - 1)
+    assert dataclasses.replace(options, seed=0).epochs == 0.01
+
+
+def test_options_cannot_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TuneOptions().epochs = 5
+
+
+def test_a_result_is_json_able():
+    result = TuneResult(Path("out"), "full", "toy", "f1", 0.5, {"dev": {"f1": 0.5}}, {"all": 7}, 1.0, 2.5, 9)
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values == dataclasses.asdict(result) | {"path": "out"}
