@@ -64,7 +64,7 @@ def test_table_fits_a_terminal(run, bert):
 
 
 def test_all_modules(run, bert):
-    output = run("plan", bert, "--all", "--embeddings", "float").stdout
+    output = run("plan", bert, "--all", "--embeddings", "float", env={"COLUMNS": "160"}).stdout
     assert all(entry.name in output for entry in lowbit.plan(bert).entries)
     assert "0-2" not in output
 
