@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -13,6 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import BertConfig, GPT2Config, OPTConfig, PreTrainedTokenizerFast, RobertaConfig, T5Config
 from transformers.utils import logging
+
+from lowbit.nn import QuantModule
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -165,3 +169,33 @@ def edit_json(path, change):
     values = json.loads(Path(path).read_text())
     change(values)
     Path(path).write_text(json.dumps(values))
+
+
+def load(class_name, folder, **options):
+    """``from_pretrained`` of a class given by name."""
+    return getattr(transformers, class_name).from_pretrained(folder, **options)
+
+
+def payloads(model):
+    """Every stored tensor of the quantized modules, by name relative to the base model."""
+    prefix = f"{model.base_model_prefix}."
+    return {
+        f"{path.removeprefix(prefix)}.{name}": tensor
+        for path, module in model.named_modules()
+        if isinstance(module, QuantModule)
+        for name, tensor in module.tensor.to_tensors().items()
+    }
+
+
+def same(left, right):
+    """Whether two mappings hold the same tensors, bit for bit."""
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
+    )
+
+
+def stored(folder):
+    """Tensors and manifest of a directory."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    return load_file(folder / "model.safetensors"), json.loads(metadata["lowbit_manifest"])

@@ -6,14 +6,15 @@ import transformers
 
 import lowbit
 from lowbit.adapter import adapter_target, apply_adapter, read_adapter, remove_adapter
+from lowbit.arch import find_module
 from lowbit.errors import AdapterError
 from lowbit.loop import use_bf16
 from lowbit.nn import QuantModule
 from tests.models import file_bytes, output
-from tests.tiny import BACKBONES, OPTIONS, RECIPE, random_states, texts_of, toy_data
+from tests.tiny import BACKBONES, RECIPE, options, random_states, texts_of, toy_data
 
-OTHER = {"norms": False, "biases": False, "scales": False}
-FULL = {"scales": True, "learning_rate": 0.05, "head_learning_rate": 0.02}
+LITTLE = {"norms": False, "biases": False, "scales": False}
+EVERYTHING = {"scales": True, "learning_rate": 0.05, "head_learning_rate": 0.02}
 
 
 def block(prefix, names):
@@ -108,9 +109,8 @@ def test_the_whole_way(tiny, tmp_path, arch):
     assert random_states() == states
 
     # tune: everything trained has moved, everything else is in the backbone as it was
-    options = lowbit.TuneOptions(**(OPTIONS | FULL))
-    first = lowbit.tune(backbone, tmp_path / "first", data, options=options)
-    second = lowbit.tune(backbone, tmp_path / "second", data, options=lowbit.TuneOptions(**(OPTIONS | OTHER)))
+    first = lowbit.tune(backbone, tmp_path / "first", data, options=options(**EVERYTHING))
+    second = lowbit.tune(backbone, tmp_path / "second", data, options=options(**LITTLE))
     assert random_states() == states
     model = lowbit.load(backbone, first.path)
     remove_adapter(model)
@@ -140,6 +140,11 @@ def test_the_whole_way(tiny, tmp_path, arch):
     whole = lowbit.load(merged)
     assert same(float32_weights(whole), float32_weights(model))
     assert torch.equal(output(whole), output(model))
+    for name, values in read_adapter(first.path)[1].items():
+        if name.endswith(".outlier_value"):
+            path = find_module(whole, name.removesuffix(".outlier_value"))
+            tensor = whole.get_submodule(path).tensor
+            assert torch.equal(tensor.dequantize().view(-1)[tensor.outlier_positions()], values.float())
 
     # evaluate and predict: the same numbers on both, and those that tune reported
     scores = lowbit.evaluate(merged, data)
@@ -204,8 +209,7 @@ def test_one_seed_gives_one_adapter(tiny, tmp_path, arch):
     for index, seed in enumerate((1, 1, 2)):
         torch.rand(index)  # the caller's states play no part
         backbone = lowbit.quantize(tiny.model(arch), RECIPE, output=tmp_path / f"{index}-backbone", seed=seed).path
-        options = lowbit.TuneOptions(**(OPTIONS | {"seed": seed}))
-        adapter = lowbit.tune(backbone, tmp_path / f"{index}-adapter", toy_data(), options=options).path
+        adapter = lowbit.tune(backbone, tmp_path / f"{index}-adapter", toy_data(), options=options(seed=seed)).path
         bytes_of.append(file_bytes(backbone) | file_bytes(adapter))
     differ = {name for name, digest in bytes_of[0].items() if bytes_of[1][name] != digest}
     assert differ <= {"README.md"}
@@ -216,9 +220,8 @@ def test_one_seed_gives_one_adapter(tiny, tmp_path, arch):
 def test_a_backbone_is_shared_by_tasks_of_different_shape(tiny, tmp_path):
     backbone = tiny.backbone("bert")
     before = file_bytes(backbone)
-    options = lowbit.TuneOptions(**OPTIONS)
-    three = lowbit.tune(backbone, tmp_path / "three", toy_data(("a", "b", "c"), pairs=True), options=options)
-    value = lowbit.tune(backbone, tmp_path / "value", toy_data(None), options=options)
+    three = lowbit.tune(backbone, tmp_path / "three", toy_data(("a", "b", "c"), pairs=True), options=options())
+    value = lowbit.tune(backbone, tmp_path / "value", toy_data(None), options=options())
     (answer,) = lowbit.predict(backbone, [("good", "film")], adapter=three.path)
     assert list(answer["probabilities"]) == ["a", "b", "c"]
     (answer,) = lowbit.predict(backbone, ["good film"], adapter=value.path)

@@ -10,7 +10,6 @@ from lowbit.data import Examples, TaskData
 from tests.models import WORDS, save_tiny, tiny_tokenizer
 
 RECIPE = "w4o2"
-OPTIONS = {"epochs": 1, "batch_size": 8, "max_length": 16, "precision": "fp32"}
 # The class that each architecture's backbone is made of.
 BACKBONES = {
     "bert": "BertModel",
@@ -19,6 +18,12 @@ BACKBONES = {
     "opt": "OPTForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
+
+
+def options(**changes):
+    """Three short steps in float32, with changes."""
+    short = {"epochs": 1, "batch_size": 8, "max_length": 16, "precision": "fp32"}
+    return lowbit.TuneOptions(**(short | changes))
 
 
 class Tiny:
@@ -46,10 +51,10 @@ class Tiny:
             ("backbone", source.name, str(recipe)), lambda folder: lowbit.quantize(source, recipe, output=folder)
         )
 
-    def adapter(self, arch, class_name=None, dtype=torch.float32, **options):
+    def adapter(self, arch, class_name=None, dtype=torch.float32, **changes):
         """An adapter tuned for the toy task on :meth:`backbone`."""
         backbone = self.backbone(arch, class_name, dtype=dtype)
-        chosen = lowbit.TuneOptions(**(OPTIONS | options))
+        chosen = options(**changes)
         return self._folder(
             ("adapter", backbone.name, repr(chosen)),
             lambda folder: lowbit.tune(backbone, folder, toy_data(), options=chosen),

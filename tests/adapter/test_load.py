@@ -86,7 +86,7 @@ def test_regression_has_one_output(tiny):
 def test_a_head_with_other_labels_is_refused(tiny):
     backbone = tiny.backbone("bert", "BertForSequenceClassification")
     load_classifier(backbone, ("a", "b"), seed=0)
-    message = r"'classifier.bias' is \[2\], 3 outputs need \[3\]; start from the model without a task head"
+    message = r"'classifier\..*' is \[2.*\[3.*; start from the model without a task head"
     with pytest.raises(CheckpointError, match=message):
         load_classifier(backbone, ("a", "b", "c"), seed=0)
 

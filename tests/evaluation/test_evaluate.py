@@ -9,7 +9,7 @@ from lowbit.data import encode, table_data
 from lowbit.errors import AdapterError, CheckpointError, DataError, SchemeError
 from lowbit.loop import load_tokenizer, predict_logits
 from tests.models import edit_json, file_bytes
-from tests.tiny import BACKBONES, random_states, toy_data, toy_rows
+from tests.tiny import BACKBONES, options, random_states, toy_data, toy_rows
 
 
 @pytest.mark.parametrize("arch", BACKBONES)
@@ -34,8 +34,9 @@ def test_the_score_is_the_share_of_right_answers(tiny):
 
 
 def test_a_fine_tuned_float_model(tiny, tmp_path):
-    options = lowbit.TuneOptions(epochs=1, max_length=16, learning_rate=1e-3)
-    result = lowbit.tune(tiny.model("bert"), tmp_path / "out", toy_data(), method="full", options=options)
+    result = lowbit.tune(
+        tiny.model("bert"), tmp_path / "out", toy_data(), method="full", options=options(learning_rate=1e-3)
+    )
     assert lowbit.evaluate(result.path, toy_data(), max_length=16) == result.metrics
 
 
@@ -50,8 +51,7 @@ def long_rows():
 @pytest.fixture
 def regression(tiny, tmp_path):
     """A regression adapter that was trained with rows of sixteen tokens."""
-    options = lowbit.TuneOptions(epochs=1, max_length=16)
-    return lowbit.tune(tiny.backbone("gpt2"), tmp_path / "regression", toy_data(None), options=options).path
+    return lowbit.tune(tiny.backbone("gpt2"), tmp_path / "regression", toy_data(None), options=options()).path
 
 
 def test_the_maximum_length_is_the_adapters_unless_given(tiny, tmp_path, regression):

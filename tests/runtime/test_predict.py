@@ -10,7 +10,7 @@ from lowbit.errors import AdapterError, CheckpointError, DataError, SchemeError,
 from lowbit.loop import load_tokenizer, predict_logits
 from lowbit.runtime import predict as predict_function
 from tests.models import file_bytes
-from tests.tiny import BACKBONES, random_states, texts_of, toy_data
+from tests.tiny import BACKBONES, options, random_states, texts_of, toy_data
 
 TEXTS = texts_of(toy_data())
 
@@ -18,11 +18,11 @@ TEXTS = texts_of(toy_data())
 @pytest.fixture
 def loaded(tiny):
     """Backbone and adapter of an architecture as arguments of ``predict``."""
-    return lambda arch="bert", **options: (tiny.backbone(arch), tiny.adapter(arch, **options))
+    return lambda arch="bert": (tiny.backbone(arch), tiny.adapter(arch))
 
 
-def predict(folders, texts, **options):
-    return list(lowbit.predict(folders[0], texts, adapter=folders[1], **options))
+def predict(folders, texts, **sizes):
+    return list(lowbit.predict(folders[0], texts, adapter=folders[1], **sizes))
 
 
 @pytest.mark.parametrize("arch", BACKBONES)
@@ -51,15 +51,13 @@ def test_answers_are_in_input_order_whatever_the_batches(loaded):
 
 
 def test_labels_are_those_of_the_task(loaded, tiny, tmp_path):
-    options = lowbit.TuneOptions(epochs=1, max_length=16)
-    result = lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(("z", "b", "a")), options=options)
+    result = lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(("z", "b", "a")), options=options())
     (answer,) = predict((tiny.backbone("bert"), result.path), ["good film"])
     assert list(answer["probabilities"]) == ["z", "b", "a"]
 
 
 def test_regression_gives_values(tiny, tmp_path):
-    options = lowbit.TuneOptions(epochs=1, max_length=16)
-    result = lowbit.tune(tiny.backbone("opt"), tmp_path / "out", toy_data(None), options=options)
+    result = lowbit.tune(tiny.backbone("opt"), tmp_path / "out", toy_data(None), options=options())
     answers = predict((tiny.backbone("opt"), result.path), TEXTS)
     assert all(set(answer) == {"value"} and math.isfinite(answer["value"]) for answer in answers)
     assert len({answer["value"] for answer in answers}) > 6

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import tempfile
 
@@ -9,11 +8,9 @@ from lowbit.adapter import load_classifier
 from lowbit.data import encode
 from lowbit.errors import DataError
 from lowbit.loop import load_tokenizer
-from lowbit.tuning import TuneOptions, trainer
+from lowbit.tuning import trainer
 from lowbit.tuning.trainer import train
-from tests.tiny import OPTIONS, random_states, toy_rows
-
-OPTIONS = TuneOptions(**OPTIONS)
+from tests.tiny import options, random_states, toy_rows
 
 
 class Run:
@@ -39,7 +36,7 @@ class Run:
             self.tokenizer,
             self.rows,
             self.groups(*rates),
-            dataclasses.replace(OPTIONS, **changes),
+            options(**changes),
             progress,
         )
         assert seconds > 0

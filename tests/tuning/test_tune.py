@@ -1,29 +1,21 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import lowbit
-from lowbit import TuneOptions
 from lowbit.adapter import AdapterInfo, adapter_target, load_classifier, read_adapter, read_info, write_adapter
-from lowbit.data import table_data
-from lowbit.errors import AdapterError, CheckpointError, DataError, OutputExistsError, SchemeError
 from lowbit.loop import load_tokenizer
 from lowbit.nn import QuantModule
 from lowbit.scoring import score_model
 from lowbit.tuning import prepare, trainer
 from tests.models import file_bytes
-from tests.tiny import BACKBONES, OPTIONS, random_states, toy_data
+from tests.tiny import BACKBONES, options, random_states, toy_data
 
 METHODS = ["outliers", "full", "ptq"]
-
-
-def options(**changes):
-    return TuneOptions(**(OPTIONS | changes))
 
 
 def start(tiny, method):
@@ -154,14 +146,17 @@ def test_the_other_methods_train_everything_at_one_rate(tiny, tmp_path, spies, r
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_score_is_that_of_the_result_on_disk(tiny, tmp_path, spies, method):
-    base, data = start(tiny, method), toy_data()
-    result = lowbit.tune(base, tmp_path / "out", data, method=method, options=options(learning_rate=0.02, epochs=4))
+    """Of a checkpoint in half precision: trained in float32, it is another model once it is stored."""
+    base = (tiny.backbone if method == "outliers" else tiny.model)("bert", dtype=torch.bfloat16)
+    data = toy_data(None)
+    result = lowbit.tune(base, tmp_path / "out", data, method=method, options=options(learning_rate=0.02))
     loaded = lowbit.load(base, result.path) if method == "outliers" else lowbit.load(result.path)
-    assert score_model(loaded, load_tokenizer(base), data, max_length=16, precision="fp32") == result.metrics
-    assert lowbit.verify(result.path).tensors > 0 if method != "full" else True
+    arguments = {"max_length": 16, "precision": "fp32"}
+    assert score_model(loaded, load_tokenizer(base), data, **arguments) == result.metrics
     if method == "outliers":
+        assert score_model(spies["model"].eval(), load_tokenizer(base), data, **arguments) != result.metrics
         for name, tensor in spies["written"].items():
-            assert torch.equal(adapter_target(loaded, name), tensor), name
+            assert torch.equal(adapter_target(loaded, name), tensor.to(adapter_target(loaded, name).dtype)), name
 
 
 @pytest.mark.parametrize("labels", [("no", "yes"), None])
@@ -198,10 +193,11 @@ def test_full_writes_an_ordinary_model(tiny, tmp_path):
 
 
 def test_ptq_is_full_and_then_quantize(tiny, tmp_path):
-    chosen = options(recipe=lowbit.Recipe.parse("w3"), seed=2)
+    recipe = lowbit.Recipe.parse({"scheme": {"bits": 3, "outliers": {"rule": "random", "share": 0.02}}})
+    chosen = options(recipe=recipe, seed=2)
     full = lowbit.tune(tiny.model("bert"), tmp_path / "full", toy_data(), method="full", options=chosen)
     ptq = lowbit.tune(tiny.model("bert"), tmp_path / "ptq", toy_data(), method="ptq", options=chosen)
-    lowbit.quantize(full.path, "w3", output=tmp_path / "quantized", seed=2)
+    lowbit.quantize(full.path, recipe, output=tmp_path / "quantized", seed=2)
     names = [tmp_path / name / "model.safetensors" for name in ("ptq", "quantized")]
     assert names[0].read_bytes() == names[1].read_bytes()
     assert lowbit.load(ptq.path).config.quantization_config.parsed_recipe() == chosen.recipe
@@ -272,107 +268,3 @@ def test_nothing_else_is_touched(tiny, tmp_path, monkeypatch, capfd, method):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cwd", "deep"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     assert list((tmp_path / "cwd").iterdir()) == []
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("when", ["steps", "rows"])
-def test_an_interrupt_leaves_nothing_half_written(tiny, tmp_path, method, when):
-    def progress(done, total, what):
-        if what == when and done >= min(2, total):
-            raise KeyboardInterrupt
-
-    states = random_states()
-    with pytest.raises(KeyboardInterrupt):
-        lowbit.tune(
-            start(tiny, method), tmp_path / "out", toy_data(), method=method, options=options(), progress=progress
-        )
-    assert random_states() == states
-    if when == "steps":
-        assert list(tmp_path.iterdir()) == []
-    else:  # scoring comes after the result is written, whole
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        lowbit.load(*((start(tiny, method), tmp_path / "out") if method == "outliers" else (tmp_path / "out",)))
-
-
-def test_an_existing_output_is_refused_before_anything_is_read(tiny, tmp_path):
-    (tmp_path / "mine.txt").write_text("x")
-    for output in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(OutputExistsError, match="exists already"):
-            lowbit.tune("no-such/model", output, toy_data())
-    assert (tmp_path / "mine.txt").read_text() == "x"
-
-
-def no_outliers(tiny):
-    return tiny.backbone("bert", recipe="w4o0")
-
-
-REFUSED = {
-    "float model": (
-        lambda tiny: tiny.model("bert"),
-        {},
-        AdapterError,
-        "'outliers' cannot start from .* quantize it first",
-    ),
-    "full of backbone": (None, {"method": "full"}, AdapterError, "'full' cannot start from .*: give the float model"),
-    "ptq of backbone": (None, {"method": "ptq"}, AdapterError, "'ptq' cannot start from .*: give the float model"),
-    "no outliers": (no_outliers, {}, AdapterError, "no outliers to tune; quantize it with some, as in --scheme w4"),
-    "method": (None, {"method": "magic"}, SchemeError, "unknown method 'magic'; use one of outliers, full, ptq"),
-    "labels": (
-        lambda tiny: tiny.backbone("bert", "BertForSequenceClassification"),
-        {"data": toy_data(("a", "b", "c"))},
-        CheckpointError,
-        "3 outputs need .*; start from the model without a task head",
-    ),
-    "merged": (
-        lambda tiny: tiny.merged("bert"),
-        {"data": toy_data(None)},
-        CheckpointError,
-        "1 outputs need .*; start from the model without a task head",
-    ),
-    "encoder": (
-        lambda tiny: tiny.backbone("t5", "T5EncoderModel"),
-        {},
-        CheckpointError,
-        "lacks 'transformer.decoder.* of a T5ForSequenceClassification; start from a whole model",
-    ),
-    "no rows": (None, {"data": dataclasses.replace(toy_data(), train=None)}, DataError, "has no training rows"),
-    "metric": (
-        None,
-        {"data": dataclasses.replace(toy_data(), metrics=("accuracy", "typo"))},
-        DataError,
-        "unknown metric 'typo'; use one of",
-    ),
-    "no model": (lambda tiny: Path("/no/such/folder"), {}, CheckpointError, "is not a model folder"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused_before_training(tiny, tmp_path, monkeypatch, name):
-    model, changes, error, message = REFUSED[name]
-    arguments = {"data": toy_data(), "options": options(), "method": "outliers"} | changes
-    folder = tiny.backbone("bert") if model is None else model(tiny)
-    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("training was started"))
-    with pytest.raises(error, match=message):
-        lowbit.tune(folder, tmp_path / "out", **arguments)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_rows_longer_than_the_model_are_refused(tiny, tmp_path):
-    data = toy_data()
-    data.train.texts[3] = "good " * 40
-    with pytest.raises(DataError, match="a row has 42 tokens, the model takes 24; lower the maximum length"):
-        lowbit.tune(tiny.backbone("bert"), tmp_path / "out", data, options=options(max_length=60))
-    assert list(tmp_path.iterdir()) == []
-    lowbit.tune(tiny.backbone("bert"), tmp_path / "out", data, options=options(max_length=24))
-
-
-def test_a_label_outside_the_set_names_file_and_line(tiny, tmp_path):
-    train, evaluation = tmp_path / "train.csv", tmp_path / "eval.csv"
-    train.write_text("t,l\ngood film,yes\nbad film,no\n")
-    evaluation.write_text("t,l\ngood film,yes\nbad film,No\n")
-    with pytest.raises(DataError, match=r"eval.csv:3: label 'No' is not one of no, yes; correct this row"):
-        table_data(train, evaluation, text="t", label="l")
-    result = lowbit.tune(
-        tiny.backbone("bert"), tmp_path / "out", table_data(train, text="t", label="l"), options=options()
-    )
-    assert (result.task, result.rows) == ("train", 2)

@@ -30,7 +30,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: LowbitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._shapes: dict[str, torch.Size] = {}
+        self._asked: dict[str, torch.Tensor] = {}
         self._expected: dict[str, torch.dtype] = {}
         self._renamings: list[WeightRenaming] = []
 
@@ -38,7 +38,7 @@ class LowbitQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         """Check the files byte by byte, then swap modules on the meta device."""
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self._asked = {name: parameter.data for name, parameter in model.named_parameters()}
         if not self.pre_quantized:
             return
         if not checkpoint_files:
@@ -75,7 +75,7 @@ class LowbitQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """Quantize a float model, or make sure that every payload arrived as it was stored."""
-        self._check_shapes(model)
+        self._check_parameters(model)
         if not self.pre_quantized:
             plan = quantize_model(model, self.quantization_config.parsed_recipe())
             attach(model, LowbitConfig.from_plan(plan), self)
@@ -91,15 +91,18 @@ class LowbitQuantizer(HfQuantizer):
                 model.get_submodule(path)._buffers[part] = buffer.to(dtype)
         attach(model, self.quantization_config, self)
 
-    def _check_shapes(self, model: PreTrainedModel) -> None:
-        """Not every version of transformers compares shapes (a head of another width) once a quantizer is there."""
+    def _check_parameters(self, model: PreTrainedModel) -> None:
+        """Compare shapes and dtypes with those asked for: with a quantizer not every version of transformers does."""
+        kept_wide = set(model._keep_in_fp32_modules or ())
         for name, parameter in model.named_parameters():
-            asked = self._shapes.get(name, parameter.shape)
-            if parameter.shape != asked:
+            asked = self._asked.get(name, parameter.data)
+            if parameter.shape != asked.shape:
                 raise CheckpointError(
-                    f"tensor {name!r} is {list(parameter.shape)}, the configuration asks for {list(asked)}; "
-                    "load with the sizes (number of labels) that the checkpoint has, or quantize the base model"
+                    f"{name!r} is {list(parameter.shape)} in the checkpoint, the model asks for {list(asked.shape)}; "
+                    "start from the model without a task head"
                 )
+            if parameter.dtype != asked.dtype and not kept_wide.intersection(name.split(".")):
+                parameter.data = parameter.data.to(asked.dtype)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """The tensors by their names on disk, and the manifest."""
