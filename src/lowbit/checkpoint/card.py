@@ -22,7 +22,7 @@ base_model: {source}
 ---
 # {source}, quantized with lowbit
 
-A task-agnostic low-bit backbone (`{plan.model_class}`), quantized without data: {plan.effective_bits:.2f}
+A low-bit `{plan.model_class}`, quantized without data: {plan.effective_bits:.2f}
 effective bits per weight of the transformer blocks, {plan.model_bits:.2f} bits per parameter over the whole model.
 
 ```python
@@ -34,5 +34,5 @@ model = AutoModelForSequenceClassification.from_pretrained("PATH")
 
 {chr(10).join(lines)}
 
-`plan.json` lists every module. `lowbit verify PATH` checks every byte; `lowbit tune PATH ...` fine-tunes the outliers.
+`plan.json` lists every module. `lowbit verify PATH` checks every byte.
 """
