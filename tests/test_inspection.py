@@ -24,6 +24,15 @@ def test_a_backbone_lists_its_modules(tiny):
     assert all(0 < row["scale_min"] <= row["scale_max"] for row in found["modules"])
 
 
+def test_shards_are_one_backbone(tiny, tmp_path):
+    whole = tiny.backbone("bert")
+    lowbit.load(whole).save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    found, expected = lowbit.inspect(tmp_path / "shards"), lowbit.inspect(whole)
+    assert found["modules"] == expected["modules"]
+    assert found["fingerprint"] == expected["fingerprint"]
+
+
 def test_an_adapter_shows_its_task_and_tensors(tiny):
     folder = tiny.adapter("bert")
     found = lowbit.inspect(folder)

@@ -12,7 +12,6 @@ from safetensors import safe_open
 
 from lowbit.adapter import TENSORS_FILE, is_adapter, read_adapter
 from lowbit.checkpoint import (
-    WEIGHTS_FILE,
     Entries,
     Verified,
     fingerprint,
@@ -21,6 +20,7 @@ from lowbit.checkpoint import (
     read_quantization_config,
     stored_modules,
     verify_backbone,
+    weight_files,
 )
 from lowbit.plan import ModuleSpec, module_specs
 from lowbit.qtensor import tensor_specs
@@ -61,11 +61,11 @@ def _inspect_adapter(path: Path) -> dict[str, Any]:
 
 def _inspect_backbone(path: Path) -> dict[str, Any]:
     specs = module_specs(read_quantization_config(path))
-    file = path / WEIGHTS_FILE
-    entries = read_manifest(file)
-    stored = stored_modules(entries, specs, file)
-    with safe_open(file, framework="pt") as tensors:
-        modules = [_module_row(name, specs[name], stored[name], entries, tensors) for name in specs]
+    files = weight_files(path)
+    entries = read_manifest(*files)
+    stored = stored_modules(entries, specs, path)
+    scales = _scales(files, {f"{module}.scale" for module in stored.values()})
+    modules = [_module_row(name, specs[name], stored[name], entries, scales) for name in specs]
     task = json.loads((path / "config.json").read_text(encoding="utf-8")).get("lowbit_task")
     return {
         "kind": "backbone" if task is None else "merged",
@@ -76,8 +76,19 @@ def _inspect_backbone(path: Path) -> dict[str, Any]:
     }
 
 
-def _module_row(name: str, spec: ModuleSpec, path: str, entries: Entries, tensors: Any) -> dict[str, Any]:
-    scale: torch.Tensor = tensors.get_tensor(f"{path}.scale").float()
+def _scales(files: list[Path], names: set[str]) -> dict[str, torch.Tensor]:
+    """The step sizes of all quantized modules, from whichever shard holds them."""
+    scales: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            scales |= {name: tensors.get_tensor(name) for name in names & set(tensors.keys())}
+    return scales
+
+
+def _module_row(
+    name: str, spec: ModuleSpec, path: str, entries: Entries, scales: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    scale = scales[f"{path}.scale"].float()
     outliers = entries.get(f"{path}.outlier_value")
     parts = tensor_specs(spec.scheme, spec.shape, None if outliers is None else outliers.shape[0])
     stored = sum(entries[f"{path}.{part}"].nbytes for part in parts)

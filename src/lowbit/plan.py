@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from lowbit.nn import QuantModule
 from lowbit.outliers import count_outliers
 from lowbit.qtensor import tensor_specs
 from lowbit.recipe import Recipe
-from lowbit.scheme import Scheme
+from lowbit.scheme import DEFAULT_OUTLIER_SHARE, Scheme
 
 CONFIG_VERSION = 1
 
@@ -66,8 +67,10 @@ class Plan:
     @property
     def effective_bits(self) -> float:
         """Bits of all tensors of the quantized block linears, biases excluded, over their weights."""
-        linears = [entry for entry in self.quantized if entry.kind != "embedding"]
-        return effective_bits({entry.name: stored_bits(entry) for entry in linears}, linears)
+        linears = [(e.scheme, e.shape) for e in self.quantized if e.kind != "embedding"]
+        stored = sum(_payload_bytes(scheme, shape) for scheme, shape in linears if scheme and shape)
+        weights = sum(math.prod(shape) for _, shape in linears if shape)
+        return 8 * stored / weights if weights else 0.0
 
     @property
     def model_bits(self) -> float:
@@ -91,19 +94,6 @@ class Plan:
             "model_bits": round(self.model_bits, 4),
             "modules": entries,
         }
-
-
-def stored_bits(entry: PlanEntry) -> int:
-    """Bits of the stored tensors of a quantized entry, bias excluded."""
-    assert entry.scheme is not None
-    assert entry.shape is not None
-    return 8 * _payload_bytes(entry.scheme, entry.shape)
-
-
-def effective_bits(bits: Mapping[str, int], entries: list[PlanEntry]) -> float:
-    """Total of ``bits`` over the weights of ``entries``; 0 when nothing is quantized."""
-    weights = sum(entry.shape[0] * entry.shape[1] for entry in entries if entry.shape is not None)
-    return sum(bits.values()) / weights if weights else 0.0
 
 
 def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) -> Plan:
@@ -153,14 +143,8 @@ def _payload_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     size = shape[0] * shape[1]
     rule = scheme.outliers
     unknown = rule is not None and count_outliers(rule, size) is None
-    specs = tensor_specs(scheme, shape, round(0.005 * size) if unknown else None)
-    total = 0
-    for dtype, dimensions in specs.values():
-        count = 1
-        for dimension in dimensions:
-            count *= dimension
-        total += count * dtype.itemsize
-    return total
+    specs = tensor_specs(scheme, shape, round(DEFAULT_OUTLIER_SHARE * size) if unknown else None)
+    return sum(math.prod(dimensions) * dtype.itemsize for dtype, dimensions in specs.values())
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Quantized:
 
 
 def plan_checkpoint(model: str | Path, recipe: Recipe) -> Plan:
-    """The plan for a model given as a folder or hub id; only headers are read."""
+    """The plan for a model given as a folder or hub id; of the weights only headers and tied tables are read."""
     folder = checkpoint_folder(model)
     skeleton = _skeleton(folder)
     with open_source(folder, skeleton) as source:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Mapping
@@ -50,10 +51,7 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Bytes that the tensor takes."""
-        count = 1
-        for dimension in self.shape:
-            count *= dimension
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def describe(self) -> str:
         """Dtype and shape for a message."""
