@@ -37,6 +37,13 @@ def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedMode
     return loaded.eval()
 
 
+def task_fields(model: PreTrainedModel, adapter: str | Path | None) -> dict[str, Any]:
+    """The fields of AdapterInfo that a loaded model goes by: its adapter's, else those it was merged with."""
+    if adapter is not None:
+        return read_info(adapter).to_dict()
+    return getattr(model.config, "lowbit_task", None) or {}
+
+
 def load_classifier(
     folder: Path, label_names: tuple[str, ...] | None, *, seed: int, dtype: torch.dtype | str = "auto"
 ) -> tuple[PreTrainedModel, set[str]]:

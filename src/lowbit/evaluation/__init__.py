@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.adapter import load, read_info
+from lowbit.adapter import load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import TaskData
 from lowbit.errors import DataError
@@ -31,9 +31,7 @@ def evaluate(
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
     loaded = load(folder, adapter)
-    task = getattr(loaded.config, "lowbit_task", None) or {}
-    if adapter is not None:
-        task = read_info(adapter).to_dict()
+    task = task_fields(loaded, adapter)
     names = task.get("label_names")
     if names is not None and data.label_names is not None and tuple(names) != data.label_names:
         raise DataError(f"the model was trained on the labels {list(names)}, the data has {list(data.label_names)}")

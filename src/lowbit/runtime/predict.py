@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.adapter import load, read_info
+from lowbit.adapter import load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import Examples, encode
 from lowbit.errors import UnsupportedModelError
@@ -39,8 +39,7 @@ def predict(
     if not hasattr(loaded.config, "id2label") or "SequenceClassification" not in type(loaded).__name__:
         raise UnsupportedModelError(f"{model} has no classification head; give the adapter of a task")
     loaded.to(default_device())
-    task = getattr(loaded.config, "lowbit_task", None) or {}
-    length = max_length or (read_info(adapter).max_length if adapter else task.get("max_length", 128))
+    length = max_length or task_fields(loaded, adapter).get("max_length", 128)
     return _stream(loaded, load_tokenizer(folder), texts, batch_size, length)
 
 
