@@ -9,7 +9,8 @@ from typing import Any
 
 from lowbit.errors import SchemeError
 
-LEVELS = ("full", "midrise")
+CODEBOOKS = ("codebook", "shared-codebook")
+LEVELS = ("full", "midrise", *CODEBOOKS)
 GRANULARITIES = ("tensor", "channel", "group")
 OUTLIER_RULES = ("tail", "magnitude", "error", "random")
 DEFAULT_OUTLIER_SHARE = 0.005
@@ -49,8 +50,10 @@ class OutlierRule:
 class Scheme:
     """How one weight [out, in] is stored.
 
-    ``bits`` 2 to 8; ``levels`` ``full`` (-2^(b-1) .. 2^(b-1)-1 steps) or ``midrise`` (symmetric half
-    steps, no zero; the default at 2 bits); ``symmetric`` or with an integer zero point;
+    ``bits`` 2 to 8; ``levels`` ``full`` (-2^(b-1) .. 2^(b-1)-1 steps), ``midrise`` (symmetric half
+    steps, no zero; the default at 2 bits), ``codebook`` (2^b free values per step size; the default of
+    ``kmeans``) or ``shared-codebook`` (2^b free values for the whole weight, in units of each step size);
+    ``symmetric`` or with an integer zero point;
     ``granularity`` of the step size: one per ``tensor``, per ``channel`` (output feature) or per
     ``group`` of ``group_size`` consecutive inputs; the ``strategy`` that finds the step size, with its
     ``options``; the ``outliers`` rule, or None. Invalid values raise :class:`SchemeError`.
@@ -69,11 +72,11 @@ class Scheme:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise SchemeError(f"weight bits must be a whole number from 2 to 8, not {self.bits!r}")
         if not self.levels:
-            object.__setattr__(self, "levels", "midrise" if self.bits == 2 and self.symmetric else "full")
+            object.__setattr__(self, "levels", _default_levels(self.bits, self.symmetric, self.strategy))
         if self.levels not in LEVELS:
             raise SchemeError(f"unknown levels {self.levels!r}; use one of {', '.join(LEVELS)}")
-        if self.levels == "midrise" and not self.symmetric:
-            raise SchemeError("`midrise` levels are symmetric; use levels `full` with a zero point")
+        if self.levels != "full" and not self.symmetric:
+            raise SchemeError(f"`{self.levels}` levels have no zero point; use levels `full` with one")
         if self.granularity not in GRANULARITIES:
             raise SchemeError(f"unknown granularity {self.granularity!r}; use one of {', '.join(GRANULARITIES)}")
         if (self.granularity == "group") != (self.group_size is not None):
@@ -87,8 +90,13 @@ class Scheme:
         object.__setattr__(self, "options", dict(self.options))
 
     @property
+    def codebook_shared(self) -> bool | None:
+        """Whether one codebook serves the whole weight; None where levels are uniform."""
+        return self.levels == "shared-codebook" if self.levels in CODEBOOKS else None
+
+    @property
     def offset(self) -> float:
-        """Code that decodes to zero, for symmetric schemes: weight = (code - offset) * scale."""
+        """Code that decodes to zero, for symmetric uniform schemes: weight = (code - offset) * scale."""
         return 2.0 ** (self.bits - 1) - (0.5 if self.levels == "midrise" else 0.0)
 
     def groups(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -156,7 +164,7 @@ class Scheme:
         elif self.outliers.share is not None and self.outliers.share != DEFAULT_OUTLIER_SHARE:
             text += f"o{self.outliers.share * 100:g}"
         default = Scheme(bits=self.bits)
-        notes = [self.levels] if self.levels != default.levels else []
+        notes = [self.levels] if self.levels != _default_levels(self.bits, True, self.strategy) else []
         notes += [] if self.symmetric else ["asymmetric"]
         notes += [self.strategy] if self.strategy != default.strategy else []
         notes += [f"{key}={value}" for key, value in self.options.items()]
@@ -165,6 +173,12 @@ class Scheme:
         if self.outliers is not None and self.outliers.sigma is not None:
             notes.append(f"{self.outliers.sigma:g} sigma")
         return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _default_levels(bits: int, symmetric: bool, strategy: str) -> str:
+    if strategy == "kmeans":
+        return "codebook"
+    return "midrise" if bits == 2 and symmetric else "full"
 
 
 def check_keys(values: Mapping[str, Any], cls: type, what: str) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from lowbit.nn.payload import QuantModule
-from lowbit.packing import unpack
 from lowbit.qtensor import QuantizedTensor
 
 
@@ -36,15 +35,22 @@ class QuantEmbedding(QuantModule):
         row_bits = self.embedding_dim * self.scheme.bits
         if self.outlier_value is not None or row_bits % 8 or self.scale.shape[0] == 1:
             return self.tensor.dequantize().index_select(0, ids)
-        packed = self.codes.view(self.num_embeddings, row_bits // 8).index_select(0, ids)
-        codes = unpack(packed.reshape(-1), self.scheme.bits, ids.numel() * self.embedding_dim)
-        groups = self.scale.shape[1]
-        rows = codes.float().view(ids.numel(), groups, self.embedding_dim // groups)
-        offset: float | torch.Tensor = self.scheme.offset
-        if self.zero_point is not None:
-            offset = self.zero_point.index_select(0, ids).float()[:, :, None]
-        scale = self.scale.index_select(0, ids).float()[:, :, None]
-        return rows.sub_(offset).mul_(scale).view(-1, self.embedding_dim)
+
+        def pick(rows: torch.Tensor) -> torch.Tensor:
+            return rows.view(self.num_embeddings, -1).index_select(0, ids)
+
+        shared = self.scheme.codebook_shared
+        picked = QuantizedTensor(
+            shape=(ids.numel(), self.embedding_dim),
+            scheme=self.scheme,
+            weight=pick(self.codes).view(-1),
+            scale=pick(self.scale),
+            zero_point=None if self.zero_point is None else pick(self.zero_point),
+            codebook=self.codebook
+            if self.codebook is None or shared
+            else pick(self.codebook).view(-1, 2**self.scheme.bits),
+        )
+        return picked.dequantize_dense()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype

@@ -13,11 +13,12 @@ from lowbit.qtensor import QuantizedTensor, tensor_specs
 from lowbit.scheme import Scheme
 
 CODES = "codes"  # the buffer's name; on disk the codes are called ``weight``
-_PARAMETERS = ("scale", "zero_point", "outlier_ptr", "outlier_col", "outlier_value")
+_PARAMETERS = ("scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
 
 
 class QuantModule(nn.Module):
-    """Holds a weight [out, in] as buffers ``codes, scale, zero_point, outlier_ptr, outlier_col, outlier_value``.
+    """Holds a weight [out, in] as buffers ``codes, scale, zero_point, codebook, outlier_ptr, outlier_col,
+    outlier_value``.
 
     The buffers keep their dtype through ``.to(dtype)`` and ``.half()``: they are the stored form, and the
     result follows the dtype of the input. Training promotes ``outlier_value`` (and ``scale``) to parameters.
@@ -26,6 +27,7 @@ class QuantModule(nn.Module):
     codes: torch.Tensor
     scale: torch.Tensor
     zero_point: torch.Tensor | None
+    codebook: torch.Tensor | None
     outlier_ptr: torch.Tensor | None
     outlier_col: torch.Tensor | None
     outlier_value: torch.Tensor | None
@@ -47,6 +49,7 @@ class QuantModule(nn.Module):
             weight=self.codes,
             scale=self.scale,
             zero_point=self.zero_point,
+            codebook=self.codebook,
             outlier_ptr=self.outlier_ptr,
             outlier_col=self.outlier_col,
             outlier_value=self.outlier_value,

@@ -1,8 +1,9 @@
 """Strategies: how a weight becomes quantization parameters."""
 
+from lowbit.strategies.grid import Fit
 from lowbit.strategies.minmax import minmax
 from lowbit.strategies.mse import mse
-from lowbit.strategies.registry import get_strategy, strategy
+from lowbit.strategies.registry import get_strategy, needs_hessian, strategy
 from lowbit.strategies.sigma import sigma
 
-__all__ = ["get_strategy", "minmax", "mse", "sigma", "strategy"]
+__all__ = ["Fit", "get_strategy", "minmax", "mse", "needs_hessian", "sigma", "strategy"]
