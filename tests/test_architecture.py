@@ -15,7 +15,7 @@ FLOORS = [
     {"qtensor"},
     {"kernels", "nn"},
     {"arch"},
-    {"plan", "quantize", "checkpoint"},
+    {"plan", "quantize", "checkpoint", "calibration"},
     {"hf"},
     {"data", "metrics", "losses", "loop"},
     {"adapter", "scoring"},
@@ -31,6 +31,7 @@ SIBLINGS = {
     ("nn", "kernels"),
     ("quantize", "plan"),
     ("quantize", "checkpoint"),
+    ("quantize", "calibration"),
     ("checkpoint", "plan"),
     ("bench", "report"),
 }

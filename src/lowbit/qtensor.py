@@ -11,7 +11,8 @@ from lowbit.errors import CheckpointError, SchemeError, WeightError
 from lowbit.outliers import count_outliers, select
 from lowbit.packing import pack, packed_size, unpack
 from lowbit.scheme import Scheme
-from lowbit.strategies import Fit, get_strategy, needs_hessian
+from lowbit.strategies import Fit, get_strategy, grid_scheme, needs_hessian
+from lowbit.strategies.gptq import DAMPING, error_weights
 from lowbit.strategies.grid import as_stored, decode, encode, round_trip, to_blocks
 
 _HALF_MAX = 65504.0
@@ -143,7 +144,7 @@ def quantize_tensor(
     groups = scheme.groups(shape)
     weight = weight.detach().to(torch.float32).contiguous()
     check_finite(weight)
-    positions = find_outliers(weight, scheme, generator)
+    positions = find_outliers(weight, scheme, generator, hessian)
     fit = as_stored(_fit(weight, scheme, positions, hessian), scheme)
     codes = fit.codes
     if codes is None:
@@ -162,12 +163,15 @@ def quantize_tensor(
 
 
 def find_outliers(
-    weight: torch.Tensor, scheme: Scheme, generator: torch.Generator | None = None
+    weight: torch.Tensor,
+    scheme: Scheme,
+    generator: torch.Generator | None = None,
+    hessian: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Flat positions of the outliers of a finite float32 weight [out, in]; None when the scheme keeps none.
 
     The rule ``error`` measures the error on a grid fitted without the Gaussian tail: a grid fitted to all
-    weights has been stretched by the very outliers it should find.
+    weights has been stretched by the very outliers it should find. A ``hessian`` weighs the errors by what they cost.
     """
     if scheme.outliers is None:
         return None
@@ -176,9 +180,11 @@ def find_outliers(
     if scheme.outliers.rule != "error":
         return select(weight, scheme.outliers, None, generator)
     tail = select(weight, replace(scheme.outliers, rule="tail"), None, None)
-    fit = _fit(weight, scheme, tail, None)
+    fit = _fit(weight, grid_scheme(scheme), tail, None)
     blocks = to_blocks(weight, scheme)
     error = round_trip(blocks, scheme, fit).sub_(blocks).abs_()
+    if hessian is not None:
+        error.view(weight.shape).mul_(error_weights(hessian, scheme.options.get("damping", DAMPING)))
     return select(weight, scheme.outliers, error, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 from lowbit.errors import SchemeError
 from lowbit.scheme import Scheme
@@ -50,6 +51,13 @@ def get_strategy(scheme: Scheme) -> Strategy:
 def needs_hessian(scheme: Scheme) -> bool:
     """Whether the scheme's strategy asks for the second moments of the layer's inputs."""
     return HESSIAN in _parameters(get_strategy(scheme))
+
+
+def grid_scheme(scheme: Scheme) -> Scheme:
+    """The scheme with a strategy that finds its grid from the weight alone, in place of one that needs a Hessian."""
+    if not needs_hessian(scheme):
+        return scheme
+    return replace(scheme, strategy="mse" if scheme.codebook_shared is None else "kmeans", options={})
 
 
 def _parameters(function: Strategy) -> list[str]:
