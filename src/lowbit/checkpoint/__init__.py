@@ -24,7 +24,14 @@ from lowbit.checkpoint.tensorfile import (
     read_manifest,
     tensor_entry,
 )
-from lowbit.checkpoint.verify import Verified, fingerprint, read_quantization_config, stored_modules, verify_backbone
+from lowbit.checkpoint.verify import (
+    Verified,
+    fingerprint,
+    is_backbone,
+    read_quantization_config,
+    stored_modules,
+    verify_backbone,
+)
 
 __all__ = [
     "CARD_FILE",
@@ -45,6 +52,7 @@ __all__ = [
     "fingerprint",
     "front_matter",
     "hub_id",
+    "is_backbone",
     "local_folder",
     "manifest_metadata",
     "measure",
