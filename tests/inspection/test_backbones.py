@@ -58,6 +58,10 @@ def test_without_the_float_model_errors_are_what_was_recorded(tiny, tmp_path):
     after = lowbit.inspect(folder)
     assert {row["name"]: row["error"] for row in after["modules"]} == errors
     assert after["error"] == pytest.approx(measured["error"], rel=0.01)
+    for broken in ([1.0], {"pooler": "x"}):
+        edit_json(folder / "config.json", lambda values, bad=broken: values["quantization_config"].update(errors=bad))
+        with pytest.raises(CheckpointError, match="`errors` in config.json are damaged"):
+            lowbit.inspect(folder)
 
 
 def test_a_task_class_is_measured_against_the_base_model(tiny, tmp_path):
