@@ -60,7 +60,7 @@ def test_without_the_float_model_errors_are_what_was_recorded(tiny, tmp_path):
     assert after["error"] == pytest.approx(measured["error"], rel=0.01)
     for broken in ([1.0], {"pooler": "x"}):
         edit_json(folder / "config.json", lambda values, bad=broken: values["quantization_config"].update(errors=bad))
-        with pytest.raises(CheckpointError, match="`errors` in config.json are damaged"):
+        with pytest.raises(CheckpointError, match=r"`errors` in config.json are damaged"):
             lowbit.inspect(folder)
 
 
