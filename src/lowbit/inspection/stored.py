@@ -40,7 +40,9 @@ class StoredBackbone:
         self.fingerprint = fingerprint(self.entries, self.stored)
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.errors: dict[str, float] = quantization.get("errors") or {}
-        if not isinstance(self.errors, dict) or not all(isinstance(error, float) for error in self.errors.values()):
+        if not isinstance(self.errors, dict) or not all(
+            isinstance(error, float | int) for error in self.errors.values()
+        ):
             raise CheckpointError(f"{folder}: `errors` in config.json are damaged; quantize the model again")
         self._tensors: dict[str, Any] = {}
         for file in files:
