@@ -19,7 +19,7 @@ FLOORS = [
     {"hf"},
     {"data", "metrics", "losses", "loop"},
     {"adapter", "scoring"},
-    {"tuning", "zeroshot", "evaluation", "runtime", "export"},
+    {"tuning", "zeroshot", "evaluation", "inspection", "runtime", "export"},
     {"bench", "report"},
     {"cli"},
 ]

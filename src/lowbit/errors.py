@@ -29,7 +29,11 @@ class AdapterError(LowbitError):
 
 
 class OutputExistsError(LowbitError, FileExistsError):
-    """The output directory exists already; nothing was written."""
+    """The output directory, or another model in the hub's repository, exists already; nothing was written."""
+
+
+class HubError(LowbitError):
+    """The hub cannot be reached, or refuses what was asked; the message says what it needs."""
 
 
 class DataError(LowbitError, ValueError):

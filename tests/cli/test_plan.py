@@ -3,11 +3,15 @@ import json
 import pytest
 
 import lowbit
-from lowbit.cli.plan import grouped, split_name
+from lowbit.cli.layers import split_name
+from lowbit.cli.plan import grouped
 
 
 def names(bert, recipe):
-    return [".".join(filter(None, split_name(group))) for group in grouped(lowbit.plan(bert, recipe).entries)]
+    return [
+        ".".join(filter(None, split_name([entry.name for entry in group])))
+        for group in grouped(lowbit.plan(bert, recipe).entries)
+    ]
 
 
 def test_equal_layers_are_one_row(bert):
@@ -59,7 +63,7 @@ def test_table_fits_a_terminal(run, bert):
     output = run("plan", bert, env={"COLUMNS": "80"}).stdout
     first = output.splitlines()[0]
     assert first.split() == ["module", "shape", "what", "is", "done", "before", "after"]
-    names = {split_name(group)[1] for group in grouped(lowbit.plan(bert).entries)}
+    names = {split_name([entry.name for entry in group])[1] for group in grouped(lowbit.plan(bert).entries)}
     assert names <= {word for line in output.splitlines() for word in line.split()}
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lowbit.adapter.apply import apply_adapter
-from lowbit.adapter.files import read_info
+from lowbit.adapter.files import adapter_folder, read_info
 from lowbit.arch import base_prefix, is_head
 from lowbit.checkpoint import checkpoint_folder, read_config
 from lowbit.errors import CheckpointError, UnsupportedModelError
@@ -22,12 +22,13 @@ def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedMode
     """Load a model in eval mode.
 
     With an ``adapter`` the task class, number of labels and label names come from the adapter; without one the class
-    is the one that ``config.json`` names. ``model`` is a folder or hub id. Raises CheckpointError for damaged files
+    is the one that ``config.json`` names. Both are folders or hub ids. Raises CheckpointError for damaged files
     and AdapterError for an adapter that does not belong to this backbone.
     """
     folder = checkpoint_folder(model)
     if adapter is None:
         return _load_own_class(folder)
+    adapter = adapter_folder(adapter)
     info = read_info(adapter)
     loaded, fresh = load_classifier(folder, info.label_names, seed=0)
     apply_adapter(loaded, adapter)

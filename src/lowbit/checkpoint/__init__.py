@@ -1,11 +1,15 @@
 """Checkpoints: reading float ones, writing and checking low-bit ones."""
 
 from lowbit.checkpoint.backbone import write_backbone
+from lowbit.checkpoint.card import CARD_FILE, THIS_REPOSITORY, backbone_card, front_matter, score_table
 from lowbit.checkpoint.directory import (
+    SIDE_FILES,
     WEIGHTS_FILE,
     atomic_directory,
     checkpoint_folder,
     copy_side_files,
+    hub_id,
+    local_folder,
     refuse_existing,
     weight_files,
 )
@@ -20,9 +24,19 @@ from lowbit.checkpoint.tensorfile import (
     read_manifest,
     tensor_entry,
 )
-from lowbit.checkpoint.verify import Verified, fingerprint, read_quantization_config, stored_modules, verify_backbone
+from lowbit.checkpoint.verify import (
+    Verified,
+    fingerprint,
+    is_backbone,
+    read_quantization_config,
+    stored_modules,
+    verify_backbone,
+)
 
 __all__ = [
+    "CARD_FILE",
+    "SIDE_FILES",
+    "THIS_REPOSITORY",
     "WEIGHTS_FILE",
     "Entries",
     "Size",
@@ -31,10 +45,15 @@ __all__ = [
     "TensorWriter",
     "Verified",
     "atomic_directory",
+    "backbone_card",
     "check_bytes",
     "checkpoint_folder",
     "copy_side_files",
     "fingerprint",
+    "front_matter",
+    "hub_id",
+    "is_backbone",
+    "local_folder",
     "manifest_metadata",
     "measure",
     "meta_model",
@@ -43,6 +62,7 @@ __all__ = [
     "read_manifest",
     "read_quantization_config",
     "refuse_existing",
+    "score_table",
     "stored_modules",
     "tensor_entry",
     "verify_backbone",

@@ -19,7 +19,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")]
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Backbone, merged or float model: folder or hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="New directory to write.")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="Task adapter to put on the backbone.")]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", metavar="DIR", help="Task adapter to put on the backbone: folder or hub id.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
 MaxLength = Annotated[
@@ -101,7 +103,7 @@ def training_data(
 
 def evaluation_data(
     model: str,
-    adapter: Path | None,
+    adapter: str | None,
     task: str | None,
     data_dir: Path | None,
     evaluation: Path | None,
@@ -143,7 +145,7 @@ def _known(columns: Mapping[str, str | None]) -> dict[str, Any]:
     return {name: column for name, column in columns.items() if column is not None}
 
 
-def _label_names(model: str, adapter: Path | None) -> tuple[str, ...] | None:
+def _label_names(model: str, adapter: str | None) -> tuple[str, ...] | None:
     """Class names in the order of the outputs; None for regression."""
     from lowbit.adapter import read_info
     from lowbit.checkpoint import checkpoint_folder, read_config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,11 +11,10 @@ from rich.filesize import decimal
 import lowbit
 from lowbit.cli import options
 from lowbit.cli.console import print_json, print_sizes, print_table
+from lowbit.cli.layers import group_layers, tree
 
 if TYPE_CHECKING:
     from lowbit.plan import PlanEntry
-
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def plan(
@@ -32,52 +30,20 @@ def plan(
     if json:
         print_json(result.to_dict())
         return
-    print_table([_row(entry.name, [entry]) for entry in result.entries] if all_ else _tree(grouped(result.entries)))
+    groups = tree(grouped(result.entries), _name, _row)
+    print_table([_row(entry.name, [entry]) for entry in result.entries] if all_ else groups)
     print_sizes(result.bytes_before, result.bytes_after, result.effective_bits, result.model_bits)
 
 
 def grouped(entries: tuple[PlanEntry, ...]) -> list[list[PlanEntry]]:
-    """Entries of consecutive layers that differ in nothing else, together; in the order of their first layers."""
-    groups: list[list[PlanEntry]] = []
-    latest: dict[tuple[str, PlanEntry], list[PlanEntry]] = {}
-    for entry in entries:
-        rest = dataclasses.replace(entry, name=_LAYER.sub("*", entry.name, count=1), scheme=None)
-        key = (str(entry.scheme), rest)
-        if key in latest and _layer(entry) == _layer(latest[key][-1]) + 1:
-            latest[key].append(entry)
-        else:
-            latest[key] = [entry]
-            groups.append(latest[key])
-    return groups
+    """Entries of consecutive layers that differ in nothing else, together."""
+    return group_layers(
+        entries, _name, lambda entry: (str(entry.scheme), dataclasses.replace(entry, name="", scheme=None))
+    )
 
 
-def split_name(group: list[PlanEntry]) -> tuple[str, str]:
-    """Layers and name inside them, as in ``("encoder.layer.0-11", "output.dense")``; no layers are empty text."""
-    name = group[0].name
-    match = _LAYER.search(name)
-    if match is None:
-        return "", name
-    last = f"-{_layer(group[-1])}" if len(group) > 1 else ""
-    return name[: match.end()] + last, name[match.end() + 1 :]
-
-
-def _layer(entry: PlanEntry) -> int:
-    match = _LAYER.search(entry.name)
-    return int(match[0]) if match else 0
-
-
-def _tree(groups: list[list[PlanEntry]]) -> list[dict[str, Any]]:
-    """One row per group, under a line that names its layers once."""
-    rows: list[dict[str, Any]] = []
-    above = ""
-    for group in groups:
-        layers, name = split_name(group)
-        row = _row(f"  {name}" if layers else name, group)
-        if layers not in ("", above):
-            rows.append({**dict.fromkeys(row), "module": layers})
-        rows.append(row)
-        above = layers
-    return rows
+def _name(entry: PlanEntry) -> str:
+    return entry.name
 
 
 def _row(name: str, group: list[PlanEntry]) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def attach(model: PreTrainedModel, config: LowbitConfig, quantizer: LowbitQuanti
     model.quantization_method = config.quant_method
     # Saved names are the model's own: renamings that an old checkpoint needed must not come back.
     model._weight_conversions = []
+    model.add_model_tags(["lowbit", "quantized"])  # of the card that its push_to_hub makes
 
 
 def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

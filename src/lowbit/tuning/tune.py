@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.adapter import AdapterInfo, adapter_target, load, load_classifier, model_fingerprint, write_adapter
-from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, refuse_existing
+from lowbit.adapter import (
+    AdapterInfo,
+    adapter_target,
+    load,
+    load_classifier,
+    model_fingerprint,
+    record_scores,
+    write_adapter,
+)
+from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, hub_id, refuse_existing
 from lowbit.data import TaskData, encode
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import LowbitConfig, attach, save
@@ -59,7 +67,9 @@ def tune(
         raise AdapterError(f"method {method!r} cannot start from {model}: {hint}")
     weights, parameters = linear_weights(classifier), classifier.num_parameters()
     if method == "outliers":
-        trained, seconds = _tune_outliers(classifier, tokenizer, features, data, options, Path(output), progress)
+        trained, seconds = _tune_outliers(
+            classifier, tokenizer, features, data, options, hub_id(folder), Path(output), progress
+        )
         share = sum(count for group, count in trained.items() if group != "head") / weights
         result = load(folder, output)
     else:
@@ -69,6 +79,8 @@ def tune(
     metrics = score_model(
         result, tokenizer, data, max_length=options.max_length, precision=options.precision, progress=progress
     )
+    if method == "outliers":
+        record_scores(output, metrics)
     first = next(iter(metrics.values()), {})
     return TuneResult(
         path=Path(output),
@@ -90,6 +102,7 @@ def _tune_outliers(
     features: Features,
     data: TaskData,
     options: TuneOptions,
+    backbone: str | None,
     output: Path,
     progress: Progress | None,
 ) -> tuple[dict[str, int], float]:
@@ -121,6 +134,7 @@ def _tune_outliers(
         max_length=options.max_length,
         trained=trained,
         options=options.to_dict(),
+        backbone=backbone,
     )
     write_adapter(output, info, {n: adapter_target(model, n).detach() for found in names.values() for n in found})
     return trained, seconds
