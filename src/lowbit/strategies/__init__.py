@@ -1,9 +1,25 @@
 """Strategies: how a weight becomes quantization parameters."""
 
 from lowbit.strategies.grid import Fit
+from lowbit.strategies.hqq import hqq
+from lowbit.strategies.kmeans import kmeans
+from lowbit.strategies.lsq import lsq
 from lowbit.strategies.minmax import minmax
 from lowbit.strategies.mse import mse
+from lowbit.strategies.percentile import percentile
 from lowbit.strategies.registry import get_strategy, needs_hessian, strategy
 from lowbit.strategies.sigma import sigma
 
-__all__ = ["Fit", "get_strategy", "minmax", "mse", "needs_hessian", "sigma", "strategy"]
+__all__ = [
+    "Fit",
+    "get_strategy",
+    "hqq",
+    "kmeans",
+    "lsq",
+    "minmax",
+    "mse",
+    "needs_hessian",
+    "percentile",
+    "sigma",
+    "strategy",
+]
