@@ -27,8 +27,8 @@ def hqq(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Fit:
     In turns, the sparse part of the error is found by shrinkage, and the grid is fitted to the weights without it in
     closed form. The best grid by absolute error is kept; it is never worse than that of `mse`.
 
-    The original fits a float zero point to a fixed min-max step. Here zero points are integers, or there is none: the turns
-    move a zero point by far less than the half step that would round to another one, so they fit the step size
+    The original fits a float zero point to a fixed min-max step. Here zero points are integers, or there is none: the
+    turns move a zero point by far less than the half step that would round to another one, so they fit the step size
     instead, and an asymmetric grid keeps the zero point of `mse`. The start is `mse`, too: from min-max the turns end
     in a worse grid, in this norm as well.
     """

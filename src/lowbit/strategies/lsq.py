@@ -16,7 +16,9 @@ def lsq(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Fit:
     """Step 2 mean|w| / sqrt(Qp), Qp being the largest positive level (section 2.1).
 
     Asymmetric grids have the step of LSQ+ (Bhalgat et al. 2020, arXiv 2004.09576), the larger one of |mean - 3 std| and
-    |mean + 3 std| over 2^(b-1), and are centred at the mean. A starting point for training step sizes: on its own, `mse` is better.
+    |mean + 3 std| over 2^(b-1), and are centred at the mean.
+
+    A starting point for training step sizes: on its own, `mse` is better.
     """
     if scheme.symmetric:
         count = blocks[0].numel() if keep is None else group_sum(keep.double()).clamp(min=1)
