@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import lowbit
 
-STRATEGIES = ("minmax", "sigma", "mse")
+STRATEGIES = ("minmax", "sigma", "percentile", "lsq", "mse", "hqq", "kmeans")
 
 
 def main() -> None:

@@ -12,6 +12,10 @@ SCHEMES = {
     "w3 asymmetric group": Scheme(
         bits=3, symmetric=False, granularity="group", group_size=8, outliers=OutlierRule(share=0.05)
     ),
+    "w3 codebook": Scheme(bits=3, strategy="kmeans", outliers=OutlierRule(share=0.05)),
+    "w4 shared codebook group": Scheme(
+        strategy="kmeans", levels="shared-codebook", granularity="group", group_size=8, outliers=None
+    ),
     "w8 tensor": Scheme(bits=8, granularity="tensor", outliers=None),
 }
 CASTS = {

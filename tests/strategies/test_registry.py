@@ -4,15 +4,19 @@ import torch
 from lowbit.errors import SchemeError
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import OutlierRule, Scheme
-from lowbit.strategies import Fit, get_strategy, minmax, mse, needs_hessian, registry, sigma, strategy
+from lowbit.strategies import Fit, get_strategy, needs_hessian, registry, strategy
 
 
-def test_strategies_by_name():
-    assert [get_strategy(Scheme(strategy=name)) for name in ("minmax", "mse", "sigma")] == [minmax, mse, sigma]
+@pytest.mark.parametrize("name", ["hqq", "kmeans", "lsq", "minmax", "mse", "percentile", "sigma"])
+def test_strategies_by_name(name):
+    assert get_strategy(Scheme(strategy=name)).__name__ == name
+    assert name in registry._STRATEGIES
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(SchemeError, match=r"unknown strategy 'rtn'; use one of .*minmax, mse.*, sigma"):
+    with pytest.raises(
+        SchemeError, match=r"unknown strategy 'rtn'; use one of hqq, kmeans, lsq, minmax, mse, percentile, sigma"
+    ):
         quantize_tensor(torch.ones(2, 2), Scheme(strategy="rtn"))
 
 

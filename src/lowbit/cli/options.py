@@ -38,8 +38,16 @@ RecipeFile = Annotated[
 Embeddings = Annotated[
     Literal["8", "4", "float"] | None, typer.Option("--embeddings", help="Bits of the word embeddings; default 8.")
 ]
-Strategy = Annotated[str | None, typer.Option("--strategy", help="How step sizes are found: mse, minmax or sigma.")]
-Levels = Annotated[Literal["full", "midrise"] | None, typer.Option("--levels", help="Grid of the symmetric schemes.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq or kmeans; default mse."
+    ),
+]
+Levels = Annotated[
+    Literal["full", "midrise", "codebook", "shared-codebook"] | None,
+    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans."),
+]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]
 DataDir = Annotated[
@@ -71,7 +79,7 @@ def make_recipe(
             raise typer.BadParameter(f"a recipe file ends in .yaml, .yml or .json, not {recipe.name}")
         return Recipe.parse(recipe)
     made = Scheme.parse(scheme or "w4")
-    made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or made.levels)
+    made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or "")
     return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8))
 
 

@@ -6,6 +6,7 @@ import torch
 
 from lowbit.scheme import Scheme
 from lowbit.strategies.grid import Fit, block_range, encode, from_range, group_sum, round_trip
+from lowbit.strategies.groups import chunked
 from lowbit.strategies.registry import strategy
 from lowbit.strategies.sigma import sigma
 
@@ -14,6 +15,7 @@ _REFINEMENTS = 4
 
 
 @strategy("full", "midrise")
+@chunked
 def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Fit:
     """Search thirteen clip ratios and the Gaussian clip, then alternate codes and least-squares step (symmetric only).
 
@@ -32,7 +34,8 @@ def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Fit:
     if best.zero_point is not None:
         return best
     for _ in range(_REFINEMENTS):
-        candidate = Fit(_least_squares(blocks, scheme, best.scale, keep))
+        steps = encode(blocks, scheme, best).sub_(scheme.offset)
+        candidate = Fit(least_squares(blocks, steps, best.scale, keep))
         best, error = _better(blocks, scheme, best, error, candidate, keep)
     return best
 
@@ -57,13 +60,12 @@ def _better(
     return Fit(torch.where(better, other.scale, best.scale), zero_point), torch.where(better, other_error, error)
 
 
-def _least_squares(
-    blocks: torch.Tensor, scheme: Scheme, scale: torch.Tensor, keep: torch.Tensor | None
+def least_squares(
+    blocks: torch.Tensor, steps: torch.Tensor, scale: torch.Tensor, keep: torch.Tensor | None
 ) -> torch.Tensor:
-    """The best step [groups] for the codes that ``scale`` gives; ``scale`` itself where all codes are zero."""
-    codes = encode(blocks, scheme, Fit(scale)).sub_(scheme.offset)
+    """The best step size [groups] for weights that are to become ``steps`` times it; ``scale`` where all are zero."""
     if keep is not None:
-        codes.mul_(keep)
-    correlation = group_sum(blocks * codes)
-    energy = group_sum(codes.square_())
+        steps = steps * keep
+    correlation = group_sum(blocks * steps)
+    energy = group_sum(steps.square())
     return torch.where((energy > 0) & (correlation > 0), correlation / energy.clamp(min=1e-30), scale)
