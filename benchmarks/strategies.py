@@ -12,7 +12,7 @@ that the float model gives each matrix.
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ KEY = ("model", "strategy", "bits", "granularity")
 BITS = (8, 4, 3, 2)
 GRANULARITIES = {"tensor": None, "channel": None, "group": 64}
 SENTENCES = 1_000
-OVERHEAD = 2.0  # effective bits over the code width beyond which a combination is of no use
+OVERHEAD = 2.0  # effective bits over the code width beyond which levels are of no use
 
 
 def main() -> None:
@@ -59,42 +59,41 @@ def main() -> None:
     moments = input_moments(model, arguments.model)
     true, task = block_linears(model), StsB(arguments.model, "dev")
     expected = task.spearman(model)
-    for scheme in schemes(arguments.strategies, arguments.bits):
+    for scheme in schemes(model, arguments.strategies, arguments.bits):
         row = {"model": arguments.name, "strategy": scheme.strategy, "bits": scheme.bits}
         row["granularity"] = scheme.granularity if scheme.group_size is None else f"group {scheme.group_size}"
         if not arguments.again and done(FILE, row, KEY):
             continue
-        if lowbit.plan(model, Recipe(scheme, embeddings=None)).effective_bits > scheme.bits + OVERHEAD:
-            continue
         found = quantize_lowbit(model, scheme)
         with replaced(model, found.weights):
             spearman = task.spearman(model)
-        row |= {"scheme": str(scheme), "effective_bits": round(found.effective_bits, 4)}
+        row |= {"levels": scheme.levels, "effective_bits": round(found.effective_bits, 4)}
         row |= {"weight_error": round(weight_error(true, found.weights), 6)}
         row |= {"output_error": round(output_error(true, found.weights, moments), 6)}
         row |= {"split": "dev", "spearman": round(spearman, 6), "loss": round(expected - spearman, 6)}
         append(FILE, row | {"seconds": round(found.seconds, 3), "threads": torch.get_num_threads()})
 
 
-def schemes(names: list[str], bits: list[int]) -> Iterator[Scheme]:
-    """One scheme per width, granularity and strategy, with the default levels or the first that the strategy knows."""
+def schemes(model: PreTrainedModel, names: Sequence[str], bits: Sequence[int]) -> Iterator[Scheme]:
+    """One scheme per width, granularity and strategy that has levels for it."""
     for width in bits:
         for granularity, size in GRANULARITIES.items():
             for name in names:
-                scheme = first_known(width, granularity, size, name)
+                scheme = first_of_use(model, width, granularity, size, name)
                 if scheme is not None:
                     yield scheme
 
 
-def first_known(bits: int, granularity: str, size: int | None, name: str) -> Scheme | None:
-    """The scheme with the first levels that the strategy can fit; None where it can fit none."""
+def first_of_use(model: PreTrainedModel, bits: int, granularity: str, size: int | None, name: str) -> Scheme | None:
+    """The scheme with the default levels, or the first that the strategy can fit and that do not take too many bits."""
     for levels in ("", *LEVELS):
         scheme = Scheme(bits=bits, levels=levels, granularity=granularity, group_size=size, strategy=name)
         try:
             get_strategy(scheme)
         except SchemeError:
             continue
-        return scheme
+        if lowbit.plan(model, Recipe(scheme, embeddings=None)).effective_bits <= bits + OVERHEAD:
+            return scheme
     return None
 
 

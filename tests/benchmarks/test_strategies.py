@@ -35,13 +35,21 @@ def test_moments_are_those_of_the_true_inputs_without_padding(folder, monkeypatc
     torch.testing.assert_close(found[path], x.t() @ x)
 
 
-def test_there_is_a_scheme_per_width_granularity_and_strategy():
-    found = [str(scheme) for scheme in strategies.schemes(["minmax", "mse"], [4])]
-    assert found == ["w4t (minmax)", "w4t", "w4 (minmax)", "w4", "w4g64 (minmax)", "w4g64"]
+def test_there_is_a_scheme_per_width_granularity_and_strategy(folder, monkeypatch):
+    monkeypatch.setattr(strategies, "OVERHEAD", 5)  # matrices so small have few weights per step size
+    monkeypatch.setattr(strategies, "GRANULARITIES", {"tensor": None, "channel": None, "group": 16})
+    found = strategies.schemes(stsb.load_model(folder), ["minmax", "mse"], [4])
+    assert [str(scheme) for scheme in found] == ["w4t (minmax)", "w4t", "w4 (minmax)", "w4", "w4g16 (minmax)", "w4g16"]
 
 
-def test_a_strategy_without_the_default_levels_gets_those_that_it_has(monkeypatch):
-    function = strategies.get_strategy(strategies.Scheme(strategy="minmax"))
-    monkeypatch.setitem(strategies.get_strategy.__globals__["_STRATEGIES"], "minmax", (function, ("full",)))
-    assert strategies.first_known(2, "channel", None, "minmax").levels == "full"
-    assert strategies.first_known(2, "channel", None, "mse").levels == "midrise"
+def test_levels_are_the_first_that_the_strategy_has_and_that_do_not_take_too_many_bits(folder, monkeypatch):
+    monkeypatch.setattr(strategies, "OVERHEAD", 5)
+    known = strategies.get_strategy.__globals__["_STRATEGIES"]
+    monkeypatch.setitem(known, "minmax", (known["minmax"][0], ("codebook", "shared-codebook")))
+    model = stsb.load_model(folder)
+
+    def levels(bits, granularity):
+        return strategies.first_of_use(model, bits, granularity, None, "minmax").levels
+
+    assert [levels(4, "tensor"), levels(4, "channel")] == ["codebook", "shared-codebook"]
+    assert strategies.first_of_use(model, 2, "channel", None, "mse").levels == "midrise"
