@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import untuned_tables  # noqa: F401  # registers its tables
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
 from rows import Row, RowError, read_rows
 
