@@ -45,16 +45,20 @@ def test_a_row_is_not_measured_twice_unless_asked(study):
     assert (first[0]["source"], first[0]["label"], first[0]["rows"]) == ("lowbit", "w4", 7)
 
 
-def test_an_absent_library_is_a_row_that_a_later_version_replaces_and_never_the_other_way(study, monkeypatch):
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ((None, None, "1.0", "1.0"), [(None, True, None), ("1.0", None, 4.0)]),
+        (("1.0", None), [("1.0", None, 4.0)]),
+    ],
+)
+def test_a_row_replaces_that_of_an_absent_library_and_never_the_other_way(study, monkeypatch, installed, expected):
     peer = peers.Peer("some-package", "4 bits", lambda weight: (weight, 4 * weight.numel()))
-    for version in (None, None, "1.0", "1.0", None):
+    for version in installed:
         monkeypatch.setattr(peers.Peer, "version", version)
         study().run_peer(peer)
     rows = read_rows(untuned.FILE)
-    assert [(row["version"], row.get("absent"), row.get("effective_bits")) for row in rows] == [
-        (None, True, None),
-        ("1.0", None, 4.0),
-    ]
+    assert [(row["version"], row.get("absent"), row.get("effective_bits")) for row in rows] == expected
 
 
 def test_recipes_are_named_by_their_scheme_or_file(tmp_path):
