@@ -43,13 +43,6 @@ STAGE1 = {
 EMPTY = "before\n<!-- table:size -->\n<!-- /table -->\nafter\n"
 
 
-@pytest.fixture
-def results(tmp_path):
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
-    return folder
-
-
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -40,6 +40,7 @@ def test_a_new_strategy_is_one_decorated_function(monkeypatch):
         assert keep is None
         return Fit(torch.full(blocks.shape[:1], step))
 
+    assert "constant" in registry.strategy_names()
     weight = torch.tensor([[1.2, -2.6]])
     found = quantize_tensor(weight, Scheme(strategy="constant", options={"step": 0.5}, outliers=None))
     assert found.dequantize().tolist() == [[1.0, -2.5]]

@@ -8,7 +8,7 @@ from lowbit.strategies.lsq import lsq
 from lowbit.strategies.minmax import minmax
 from lowbit.strategies.mse import mse
 from lowbit.strategies.percentile import percentile
-from lowbit.strategies.registry import get_strategy, grid_scheme, needs_hessian, strategy
+from lowbit.strategies.registry import get_strategy, grid_scheme, needs_hessian, strategy, strategy_names
 from lowbit.strategies.sigma import sigma
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "percentile",
     "sigma",
     "strategy",
+    "strategy_names",
 ]

@@ -32,11 +32,16 @@ def strategy(*levels: str) -> Callable[[Strategy], Strategy]:
     return register
 
 
+def strategy_names() -> tuple[str, ...]:
+    """Names of all registered strategies, in alphabetical order."""
+    return tuple(sorted(_STRATEGIES))
+
+
 def get_strategy(scheme: Scheme) -> Strategy:
     """The strategy of a scheme; a name, option or levels that it does not know raise :class:`SchemeError`."""
     name = scheme.strategy
     if name not in _STRATEGIES:
-        raise SchemeError(f"unknown strategy {name!r}; use one of {', '.join(sorted(_STRATEGIES))}")
+        raise SchemeError(f"unknown strategy {name!r}; use one of {', '.join(strategy_names())}")
     function, levels = _STRATEGIES[name]
     if scheme.levels not in levels:
         raise SchemeError(f"strategy {name!r} has no levels {scheme.levels!r}; use {' or '.join(levels)}")
