@@ -81,7 +81,10 @@ def checkpoint_folder(model: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", *_SIDE_FILES]))
+        folder = Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", *_SIDE_FILES]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(str(model), allow_patterns=["pytorch_model*.bin"]))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{model} is neither a local folder nor a hub model that can be fetched: {error}"
