@@ -12,6 +12,7 @@ def backbone_card(plan: Plan, source: str) -> str:
     schemes = Counter((str(entry.scheme), entry.kind) for entry in plan.quantized)
     skipped = Counter(entry.reason for entry in plan.entries if entry.scheme is None)
     lines = [f"- {count} x {kind}: `{scheme}`" for (scheme, kind), count in schemes.items()]
+    lines += [f"- note: {note}" for note in plan.notes]
     lines += [f"- {count} modules in float: {reason}" for reason, count in skipped.items()]
     return f"""---
 library_name: transformers
