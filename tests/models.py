@@ -112,6 +112,12 @@ _TOKENIZERS = {
     "opt": (_ROBERTA_TOKENS, "</s> $A", "</s> $A </s> $B"),
     "gpt2": (_GPT2_TOKENS, "$A", "$A $B"),
 }
+_BERT_LIKE, _ROBERTA_LIKE = _TOKENIZERS["bert"], _TOKENIZERS["roberta"]
+_LLAMA_LIKE = (_GPT2_TOKENS, "<s> $A", "<s> $A $B")
+_TOKENIZERS |= dict.fromkeys(("distilbert", "electra", "albert", "deberta-v2", "deberta"), _BERT_LIKE)
+_TOKENIZERS |= dict.fromkeys(("xlm-roberta", "mpnet", "bart"), _ROBERTA_LIKE)
+_TOKENIZERS |= dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA_LIKE)
+_TOKENIZERS |= {"gpt_neo": _TOKENIZERS["gpt2"], "xlnet": (_BERT_TOKENS, "$A [SEP] [CLS]", "$A [SEP] $B [SEP] [CLS]")}
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "book", "song", "the", "a", "was", "it", "very"]
 
 # One generative or bare class per architecture, and one classifier.
@@ -182,8 +188,9 @@ def tiny_batch(config):
     mask[1, 6:] = 0
     ids[1, 6:] = config.pad_token_id or 0
     ids[:, 0] = 2
-    if config.model_type == "t5":
+    if config.is_encoder_decoder:
         ids[0, 8] = ids[1, 5] = config.eos_token_id
+        ids[:, 0] = 3
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -193,3 +193,24 @@ def test_config_of_another_model(tmp_path, changes, error, message):
     edit_json(folder / "config.json", lambda config: config.update(changes))
     with pytest.raises(error, match=message):
         meta_model(read_config(folder))
+
+
+def test_a_config_without_a_class_means_the_base_model(tmp_path):
+    """As DeBERTa-v3's, whose files hold a masked language model's head too."""
+    folder = save_tiny(tmp_path / "m", "deberta-v2", "DebertaV2ForMaskedLM")
+    edit_json(folder / "config.json", lambda config: config.update(architectures=None))
+    model = meta_model(read_config(folder))
+    assert type(model).__name__ == "DebertaV2Model"
+    with open_source(folder, model) as source:
+        assert all(not name.startswith("cls") for name in source.names)
+
+
+@pytest.mark.parametrize(
+    ("arch", "class_name"), [("albert", "AlbertForMaskedLM"), ("bart", "BartForConditionalGeneration")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shards_of_other_architectures(tmp_path, arch, class_name, dtype):
+    one = save_tiny(tmp_path / "one", arch, class_name, dtype=dtype)
+    many = save_tiny(tmp_path / "many", arch, class_name, dtype=dtype, shard_size="20KB")
+    assert len(list(many.glob("model-*.safetensors"))) > 1
+    assert same(read_all(one), read_all(many))

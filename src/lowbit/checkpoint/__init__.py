@@ -10,7 +10,7 @@ from lowbit.checkpoint.directory import (
     weight_files,
 )
 from lowbit.checkpoint.measure import Size, measure
-from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, read_config
+from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, own_class, read_config
 from lowbit.checkpoint.tensorfile import (
     Entries,
     TensorEntry,
@@ -21,6 +21,7 @@ from lowbit.checkpoint.tensorfile import (
     tensor_entry,
 )
 from lowbit.checkpoint.verify import Verified, fingerprint, read_quantization_config, stored_modules, verify_backbone
+from lowbit.checkpoint.weightfile import check_readable
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -32,6 +33,7 @@ __all__ = [
     "Verified",
     "atomic_directory",
     "check_bytes",
+    "check_readable",
     "checkpoint_folder",
     "copy_side_files",
     "fingerprint",
@@ -39,6 +41,7 @@ __all__ = [
     "measure",
     "meta_model",
     "open_source",
+    "own_class",
     "read_config",
     "read_manifest",
     "read_quantization_config",

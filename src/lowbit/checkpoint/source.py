@@ -40,21 +40,26 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model class that the configuration names, or else the base model, without memory for its weights.
+def own_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The model class that the configuration names, or else the base model.
 
-    Raises UnsupportedModelError for a class that is not of this model type, CheckpointError for sizes that do not fit.
+    A class that is not of this model type raises UnsupportedModelError.
     """
     names = config.architectures or []
-    model_class = getattr(transformers, names[0], None) if names else MODEL_MAPPING.get(type(config))
-    if model_class is None or getattr(model_class, "config_class", None) is not type(config):
+    found = getattr(transformers, names[0], None) if names else MODEL_MAPPING.get(type(config), None)
+    if found is None or getattr(found, "config_class", None) is not type(config):
         raise UnsupportedModelError(f"config.json names no {config.model_type} model class: architectures = {names}")
+    return found
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without memory for its weights; sizes that do not fit raise CheckpointError."""
+    model_class = own_class(config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)
+            return model_class(config)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"config.json does not describe a {model_class.__name__}: {error!r}") from error
-    return model
 
 
 class SourceCheckpoint:

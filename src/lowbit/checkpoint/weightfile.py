@@ -66,6 +66,13 @@ def weight_shards(folder: Path) -> dict[str, list[str] | None]:
     raise CheckpointError(f"{folder} has neither {SAFETENSORS_FILE} nor {BIN_FILE}; fetch the weights, too")
 
 
+def check_readable(folder: Path) -> None:
+    """Open every weight file of a folder once; one that is missing or cannot be read raises CheckpointError."""
+    with ExitStack() as stack:
+        for file in weight_shards(folder):
+            WeightFile(folder / file, stack)
+
+
 def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``.bin`` file. Files from before torch 1.6 cannot be mapped and are read as a whole."""
     try:
@@ -74,7 +81,8 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors, which is not safe to load: {error}; save the model as safetensors first"
+            f"{path} is damaged, or holds objects besides tensors, which are not safe to load; fetch the file again, "
+            "or save the model as safetensors"
         ) from error
     except _PICKLE_ERRORS as error:
         raise CheckpointError(f"{path} cannot be read: {error!r}; fetch the file again") from error
