@@ -13,7 +13,7 @@ from lowbit.adapter import adapter_target, load_classifier, read_adapter, remove
 from lowbit.checkpoint import read_manifest
 from lowbit.errors import CheckpointError
 from lowbit.nn import QuantLinear
-from tests.models import file_bytes, load, output, payloads, same, save_tiny, stored
+from tests.models import file_bytes, load, output, payloads, same, save_tiny, stored, tiny_model
 from tests.tiny import OTHER_BACKBONES, options, toy_data
 
 FAST = {"scheme": {"bits": 3, "strategy": "minmax"}}
@@ -117,7 +117,10 @@ def test_another_task_class(tiny, tmp_path, arch, class_name, heads):
         torch.testing.assert_close(output(again.eval()), output(model))
 
 
-@pytest.mark.parametrize(("arch", "class_name"), [case[:2] for case in TASK_CASES if case[0] not in GENERIC])
+@pytest.mark.parametrize(
+    ("arch", "class_name"),
+    [case[:2] for case in TASK_CASES if case[0] not in GENERIC] + [("bart", "BartForConditionalGeneration")],
+)
 def test_a_checkpoint_with_that_head(tmp_path, arch, class_name):
     """Streamed and quantized while loading: the same payload, head and bytes."""
     source = save_tiny(tmp_path / "m", arch, class_name)
@@ -142,6 +145,15 @@ def test_half_precision(tiny, tmp_path, arch, dtype):
     loaded = load(OTHER_BACKBONES[arch], source, quantization_config=LowbitConfig(FAST))
     loaded.save_pretrained(tmp_path / "saved")
     assert same(stored(tmp_path / "saved")[0], stored(backbone)[0])
+
+
+def test_the_newer_head_of_deberta_reads_the_table_in_its_own_dtype():
+    model = tiny_model("deberta-v2", "DebertaV2ForMaskedLM", legacy=False).to(torch.bfloat16)
+    expected = output(model)
+    lowbit.quantize(model, "w8")
+    found = output(model)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() < 0.06 * expected.norm()
 
 
 def test_layers_that_albert_shares_are_stored_and_counted_once(tiny):

@@ -271,7 +271,7 @@ def test_inner_layers_of_albert_belong_to_the_blocks():
 
 
 def test_the_newer_head_of_deberta_reads_the_table():
-    """It takes the table's weight instead of calling a projection: nothing is tied, and half precision fits."""
+    """It takes the table's weight instead of calling a projection: nothing is tied."""
     model = tiny_model("deberta-v2", "DebertaV2ForMaskedLM", legacy=False)
     found = {role.name: role.kind for role in roles(model) if role.name.startswith("lm_predictions")}
     assert set(found.values()) == {"skipped"}
