@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lowbit.arch import roles, weight_shape
+from lowbit.arch import ARCHITECTURES, own_tensors, roles, weight_shape
 from lowbit.errors import CheckpointError, LowbitError, SchemeError, UnsupportedModelError
 from lowbit.nn import QuantModule
 from lowbit.outliers import count_outliers
@@ -23,11 +23,11 @@ CONFIG_VERSION = 1
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One module that holds parameters.
+    """One module that holds parameters or stored buffers.
 
     ``name`` is relative to the base model; ``kind`` is ``linear``, ``conv1d``, ``embedding``, ``tied`` or
-    ``skipped``; ``scheme`` is None for the last two, ``reason`` says why. ``weights`` counts all its parameters;
-    ``bytes_before`` and ``bytes_after`` are what they take on disk.
+    ``skipped``; ``scheme`` is None for the last two, ``reason`` says why. ``weights`` counts all its parameters
+    and stored buffers; ``bytes_before`` and ``bytes_after`` are what they take on disk.
     """
 
     name: str
@@ -48,6 +48,13 @@ class Plan:
     model_class: str
     recipe: Recipe
     entries: tuple[PlanEntry, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the result should know; empty for a model type of the table."""
+        if self.model_type in ARCHITECTURES:
+            return ()
+        return (f"model type {self.model_type!r} has no row in the table; generic rule",)
 
     @property
     def quantized(self) -> tuple[PlanEntry, ...]:
@@ -87,6 +94,7 @@ class Plan:
         return {
             "model_type": self.model_type,
             "model_class": self.model_class,
+            "notes": list(self.notes),
             "recipe": self.recipe.to_dict(),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
@@ -99,9 +107,9 @@ class Plan:
 def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) -> Plan:
     """Resolve ``recipe`` against a model; its weights are not read, so it may live on the meta device.
 
-    Raises UnsupportedModelError for an unknown model type or a quantized model, and SchemeError for a scheme that
-    does not fit a module, with the module's name, or (``strict``; not for a recipe that fitted another task class)
-    for a pattern that matches nothing.
+    Raises UnsupportedModelError for a quantized model, and SchemeError for a scheme that does not fit a module, with
+    the module's name, or (``strict``; not for a recipe that fitted another task class) for a pattern that matches
+    nothing.
     """
     if any(isinstance(module, QuantModule) for module in model.modules()):
         raise UnsupportedModelError("the model is quantized already; start from the float model")
@@ -110,11 +118,11 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) ->
         recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])
     entries = []
     for role in found:
-        module = model.get_submodule(role.path)
+        module, prefix = model.get_submodule(role.path), f"{role.path}." if role.path else ""
         parameters = {
             name: parameter
-            for name, parameter in module.named_parameters(recurse=False)
-            if f"{role.path}.{name}" not in model.all_tied_weights_keys  # counted, and stored, where it is tied to
+            for name, parameter in own_tensors(module).items()
+            if prefix + name not in model.all_tied_weights_keys  # counted, and stored, where it is tied to
         }
         weights = sum(parameter.numel() for parameter in parameters.values())
         before = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())

@@ -5,6 +5,7 @@ import pytest
 import lowbit
 from lowbit.cli.layers import split_name
 from lowbit.cli.plan import grouped
+from tests.models import save_tiny
 
 
 def names(bert, recipe):
@@ -103,3 +104,16 @@ def test_a_folder_that_is_not_there(run, tmp_path):
     result = run("plan", tmp_path / "none")
     assert result.exit_code == 2
     assert "is not a model folder" in result.stderr
+
+
+def test_the_generic_rule_is_named(run, tmp_path):
+    source = save_tiny(tmp_path / "m", "xlnet", "XLNetModel")
+    note = "model type 'xlnet' has no row in the table; generic rule"
+    lines = run("plan", source).stdout.splitlines()
+    assert lines[-1] == f"note: {note}"
+    assert any(line.split()[:2] == ["(model)", "skipped:"] for line in lines)  # its mask embedding
+    assert json.loads(run("plan", source, "--json").stdout)["notes"] == [note]
+    result = run("quantize", source, "-o", tmp_path / "q")
+    assert f"note: {note}" in result.stdout.splitlines()
+    assert json.loads(run("quantize", source, "-o", tmp_path / "qq", "--json").stdout)["notes"] == [note]
+    assert "note:" not in run("plan", save_tiny(tmp_path / "b", "bert", "BertModel")).stdout

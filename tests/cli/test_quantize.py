@@ -16,6 +16,7 @@ def test_json_and_files_are_those_of_the_function(run, bert, tmp_path):
         "path": str(tmp_path / "cli"),
         "bytes_before": expected.plan.bytes_before,
         **vars(expected.size),
+        "notes": [],
     }
     assert file_bytes(tmp_path / "cli") == file_bytes(tmp_path / "function")
     assert result.stderr == ""

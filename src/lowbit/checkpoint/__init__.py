@@ -14,7 +14,7 @@ from lowbit.checkpoint.directory import (
     weight_files,
 )
 from lowbit.checkpoint.measure import Size, measure
-from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, read_config
+from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, own_class, read_config
 from lowbit.checkpoint.tensorfile import (
     Entries,
     TensorEntry,
@@ -32,6 +32,7 @@ from lowbit.checkpoint.verify import (
     stored_modules,
     verify_backbone,
 )
+from lowbit.checkpoint.weightfile import check_readable
 
 __all__ = [
     "CARD_FILE",
@@ -47,6 +48,7 @@ __all__ = [
     "atomic_directory",
     "backbone_card",
     "check_bytes",
+    "check_readable",
     "checkpoint_folder",
     "copy_side_files",
     "fingerprint",
@@ -58,6 +60,7 @@ __all__ = [
     "measure",
     "meta_model",
     "open_source",
+    "own_class",
     "read_config",
     "read_manifest",
     "read_quantization_config",

@@ -112,9 +112,10 @@ def _contents(folder: Path) -> str:
     lines = [f"- {count} x {kind}: `{scheme}`" for (scheme, kind), count in schemes.items()]
     plan = folder / "plan.json"
     if plan.is_file():
-        entries = json.loads(plan.read_text(encoding="utf-8"))["modules"]
-        skipped = Counter(entry["reason"] for entry in entries if entry["scheme"] is None)
+        values = json.loads(plan.read_text(encoding="utf-8"))
+        skipped = Counter(entry["reason"] for entry in values["modules"] if entry["scheme"] is None)
         lines += [f"- {count} modules in float: {reason}" for reason, count in skipped.items()]
+        lines += [f"- note: {note}" for note in values.get("notes", ())]
     return "\n".join(lines)
 
 

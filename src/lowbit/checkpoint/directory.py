@@ -71,9 +71,15 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 def checkpoint_folder(model: str | Path) -> Path:
-    """The local folder of a model given as a folder or a hub id; neither raises CheckpointError."""
-    patterns = ["*.json", "*.safetensors", "README.md", *SIDE_FILES]
-    return local_folder(model, "a model", "a folder with config.json", patterns)
+    """The local folder of a model given as a folder or a hub id; neither raises CheckpointError.
+
+    ``.bin`` files are fetched only where the hub has no safetensors.
+    """
+    kind, wanted = "a model", "a folder with config.json"
+    folder = local_folder(model, kind, wanted, ["*.json", "*.safetensors", "README.md", *SIDE_FILES])
+    if not any(folder.glob("*.safetensors")):
+        folder = local_folder(model, kind, wanted, ["pytorch_model*.bin"])
+    return folder
 
 
 def local_folder(name: str | Path, kind: str, wanted: str, patterns: list[str]) -> Path:

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 import lowbit
 from lowbit.cli import options
-from lowbit.cli.console import print_json, print_sizes, print_table
+from lowbit.cli.console import print_json, print_notes, print_sizes, print_table
 from lowbit.cli.layers import group_layers, tree
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def plan(
     groups = tree(grouped(result.entries), _name, _row)
     print_table([_row(entry.name, [entry]) for entry in result.entries] if all_ else groups)
     print_sizes(result.bytes_before, result.bytes_after, result.effective_bits, result.model_bits)
+    print_notes(result.notes)
 
 
 def grouped(entries: tuple[PlanEntry, ...]) -> list[list[PlanEntry]]:
@@ -49,7 +50,7 @@ def _name(entry: PlanEntry) -> str:
 def _row(name: str, group: list[PlanEntry]) -> dict[str, Any]:
     entry = group[0]
     return {
-        "module": name,
+        "module": name or "(model)",
         "shape": entry.shape,
         "what is done": f"{entry.kind}: {entry.reason}" if entry.scheme is None else f"{entry.kind} {entry.scheme}",
         "before": decimal(sum(e.bytes_before for e in group)),

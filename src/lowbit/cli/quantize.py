@@ -10,7 +10,7 @@ import typer
 
 import lowbit
 from lowbit.cli import options
-from lowbit.cli.console import print_json, print_sizes, progress
+from lowbit.cli.console import print_json, print_notes, print_sizes, progress
 
 if TYPE_CHECKING:
     from lowbit.quantize import Quantized
@@ -37,8 +37,9 @@ def quantize(
     before, size = result.plan.bytes_before, result.size
     if json:
         sizes = {"bytes_before": before, **dataclasses.asdict(size)}
-        print_json({"path": str(result.path), **sizes, "seconds": round(seconds, 3)})
+        print_json({"path": str(result.path), **sizes, "seconds": round(seconds, 3), "notes": result.plan.notes})
         return
     print_sizes(before, size.file_bytes, size.effective_bits, size.model_bits)
+    print_notes(result.plan.notes)
     typer.echo(f"{result.path} written in {seconds:.1f} s")
     typer.echo(f"next: lowbit tune {result.path} -o ADAPTER --task sst2")

@@ -58,10 +58,9 @@ class QuantModule(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized float32 weight [out, in], made anew at each access; writing to it changes nothing."""
-        meta = self.codes.is_meta
-        weight = torch.empty(self.shape, device="meta") if meta else self.tensor.dequantize().detach()
-        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # keeps initialisers away from the copy
-        return weight
+        return as_initialized(
+            torch.empty(self.shape, device="meta") if self.codes.is_meta else self.tensor.dequantize()
+        )
 
     def train_payload(self, name: str) -> torch.nn.Parameter:
         """Turn ``outlier_value`` or ``scale`` into a float32 parameter that can be trained."""
@@ -100,6 +99,12 @@ class QuantModule(nn.Module):
         """Shape and scheme, as ``print(model)`` shows them."""
         out_features, in_features = self.shape
         return f"out={out_features}, in={in_features}, scheme={self.scheme}, outliers={self.tensor.outlier_count}"
+
+
+def as_initialized(weight: torch.Tensor) -> torch.Tensor:
+    """``weight``, marked so that transformers' initialisers keep away from it."""
+    weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    return weight
 
 
 def empty_tensor(scheme: Scheme, shape: tuple[int, int], outliers: int | None = None) -> QuantizedTensor:
