@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import SchemeError
 from lowbit.hf import LowbitConfig, attach
-from lowbit.plan import Plan, make_plan
-from lowbit.quantize import Progress, Quantized, plan_checkpoint, quantize_checkpoint, quantize_model
+from lowbit.plan import Plan
+from lowbit.quantize import Progress, Quantized, plan_checkpoint, plan_model, quantize_checkpoint, quantize_model
 from lowbit.recipe import Recipe
 from lowbit.scheme import Scheme
 
@@ -25,7 +25,7 @@ def plan(model: str | Path | PreTrainedModel, recipe: RecipeLike = "w4") -> Plan
     value.
     """
     parsed = Recipe.parse(recipe)
-    return make_plan(model, parsed) if isinstance(model, PreTrainedModel) else plan_checkpoint(model, parsed)
+    return plan_model(model, parsed) if isinstance(model, PreTrainedModel) else plan_checkpoint(model, parsed)
 
 
 def quantize(

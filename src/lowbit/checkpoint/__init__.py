@@ -1,6 +1,6 @@
 """Checkpoints: reading float ones, writing and checking low-bit ones."""
 
-from lowbit.checkpoint.backbone import write_backbone
+from lowbit.checkpoint.backbone import write_description, write_weights
 from lowbit.checkpoint.directory import (
     WEIGHTS_FILE,
     atomic_directory,
@@ -47,5 +47,6 @@ __all__ = [
     "tensor_entry",
     "verify_backbone",
     "weight_files",
-    "write_backbone",
+    "write_description",
+    "write_weights",
 ]
