@@ -31,10 +31,10 @@ def output_changes(model: PreTrainedModel, plan: Plan, progress: Progress | None
     """By module and width: what the module alone does to the output, for the modules whose width is to be chosen.
 
     It is the squared change of the base model's last hidden states over their squares, on 32 texts of 16 random
-    tokens, with the matrix at 2 and at 3 bits: these two differ in kind, as the levels do. From 3 bits on the change
-    goes with the squared weight error, which is measured on a sample of rows. Weight errors alone say nothing here:
-    relative to the matrix they are nearly the same everywhere, while the same error in two matrices can change the
-    output by factors of fifty. Numbers are rounded to three digits, so that the number of threads does not show.
+    tokens, with the matrix at 2 and at 3 bits: one that bears 3 bits well may not bear 2. From 3 bits on the change is
+    taken to go with the squared weight error, which is measured on a sample of rows. Weight errors alone would not do:
+    relative to the matrix they are nearly the same everywhere. Numbers are rounded to three digits, so that the number
+    of threads does not show. A NaN or infinite weight raises :class:`WeightError`. (Own.)
     """
     entries = [entry for entry in plan.quantized if plan.recipe.chooses_bits(entry.name, entry.kind)]
     changes: dict[str, dict[int, float]] = {}
