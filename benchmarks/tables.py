@@ -115,6 +115,25 @@ def stage1(results: Path) -> str:
     return markdown(headings, lines, text_columns=3)
 
 
+@table("budgets")
+def budgets(results: Path) -> str:
+    """One line per recipe, those that are compared together."""
+    headings = ["Model", "Compared at", "Recipe", "Effective bits", "Spearman on dev", "Loss", "Distance"]
+    lines = [
+        [
+            show(row, "model"),
+            show(row, "budget"),
+            show(row, "label"),
+            show(row, "effective_bits", "{:.3f}"),
+            show(row, "spearman", "{:.4f}"),
+            show(row, "loss", "{:+.4f}"),
+            show(row, "distance", "{:.4f}"),
+        ]
+        for row in sorted(newest(read_rows(results / "budgets.jsonl"), "model", "label"), key=lambda row: row["budget"])
+    ]
+    return markdown(headings, lines, text_columns=3)
+
+
 def fill(text: str, path: Path, results: Path) -> str:
     """``text`` of the document ``path`` with every marked region generated anew."""
     regions = list(REGION.finditer(text))

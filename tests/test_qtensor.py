@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lowbit.errors import CheckpointError, SchemeError, WeightError
 from lowbit.packing import packed_size
-from lowbit.qtensor import QuantizedTensor, quantize_tensor, tensor_specs
+from lowbit.qtensor import QuantizedTensor, quantize_tensor, quantize_with_error, tensor_specs
 from lowbit.scheme import OutlierRule, Scheme
 
 GRIDS = [{"levels": "full"}, {"levels": "midrise"}, {"symmetric": False}]
@@ -277,3 +277,14 @@ def test_specs_of_a_sigma_threshold_need_the_count():
     with pytest.raises(SchemeError, match="depends on the weights"):
         tensor_specs(scheme, (4, 10))
     assert tensor_specs(scheme, (4, 10), 3)["outlier_value"] == (torch.float16, (3,))
+
+
+@pytest.mark.parametrize("scheme", ["w2", "w3g16o2", "w8t", "w4o0"])
+def test_the_error_is_that_of_the_dequantized_weight(scheme):
+    weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0)) ** 3
+    tensor, error = quantize_with_error(weight, Scheme.parse(scheme))
+    assert error == pytest.approx(float((weight - tensor.dequantize()).norm() / weight.norm()), rel=1e-5)
+
+
+def test_a_weight_of_zeros_has_no_error():
+    assert quantize_with_error(torch.zeros(4, 8), Scheme())[1] == 0.0

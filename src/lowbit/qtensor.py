@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from lowbit.packing import pack, packed_size, unpack
 from lowbit.scheme import Scheme
 from lowbit.strategies import Fit, get_strategy, grid_scheme, needs_hessian
 from lowbit.strategies.gptq import DAMPING, error_weights
-from lowbit.strategies.grid import as_stored, decode, encode, round_trip, to_blocks
+from lowbit.strategies.grid import as_stored, decode, encode, group_sum, round_trip, to_blocks
 
 _HALF_MAX = 65504.0
 _SHORT_COLUMNS = 65535
@@ -138,6 +139,21 @@ def quantize_tensor(
     from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`; a group that does not
     divide, or a missing Hessian, raises :class:`SchemeError`.
     """
+    return quantize_with_error(weight, scheme, hessian=hessian, generator=generator)[0]
+
+
+def quantize_with_error(
+    weight: torch.Tensor,
+    scheme: Scheme,
+    *,
+    hessian: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[QuantizedTensor, float]:
+    """:func:`quantize_tensor` and the relative error ``||W - Q(W)||_F / ||W||_F``, outliers in place.
+
+    The error costs little where the codes are at hand. It does not depend on the number of threads; a weight of zeros
+    has the error 0.
+    """
     if weight.dim() != 2:
         raise WeightError(f"the weight must be a matrix [out, in], its shape is {list(weight.shape)}")
     shape = (weight.shape[0], weight.shape[1])
@@ -146,10 +162,9 @@ def quantize_tensor(
     check_finite(weight)
     positions = find_outliers(weight, scheme, generator, hessian)
     fit = as_stored(_fit(weight, scheme, positions, hessian), scheme)
-    codes = fit.codes
-    if codes is None:
-        codes = encode(to_blocks(weight, scheme), scheme, fit).to(torch.uint8)
-    tensors = {"weight": pack(codes, scheme.bits), "scale": fit.scale.view(groups)}
+    blocks = to_blocks(weight, scheme)
+    codes = encode(blocks, scheme, fit) if fit.codes is None else fit.codes.float()
+    tensors = {"weight": pack(codes.to(torch.uint8), scheme.bits), "scale": fit.scale.view(groups)}
     if fit.zero_point is not None:
         tensors["zero_point"] = fit.zero_point.view(groups)
     if fit.codebook is not None:
@@ -157,9 +172,19 @@ def quantize_tensor(
     if positions is not None:
         tensors |= _sparse_rows(weight if fit.shift is None else weight + fit.shift.view(shape), positions)
     specs = tensor_specs(scheme, shape, 0 if positions is None else positions.numel())
-    return QuantizedTensor(
+    difference = decode(codes, scheme, fit).sub_(blocks).view(shape)
+    if positions is not None:
+        difference.view(-1)[positions] = tensors["outlier_value"].float() - weight.view(-1)[positions]
+    energy = _energy(weight)
+    tensor = QuantizedTensor(
         shape=shape, scheme=scheme, **{name: value.to(specs[name][0]) for name, value in tensors.items()}
     )
+    return tensor, math.sqrt(_energy(difference) / energy) if energy else 0.0
+
+
+def _energy(matrix: torch.Tensor) -> float:
+    """Sum of the squares of a float32 matrix."""
+    return float(group_sum(matrix.square()[None]))
 
 
 def find_outliers(
@@ -170,8 +195,7 @@ def find_outliers(
 ) -> torch.Tensor | None:
     """Flat positions of the outliers of a finite float32 weight [out, in]; None when the scheme keeps none.
 
-    The rule ``error`` measures the error on a grid fitted without the Gaussian tail: a grid fitted to all
-    weights has been stretched by the very outliers it should find. A ``hessian`` weighs the errors by what they cost.
+    A ``hessian`` weighs the errors of the rule ``error`` by what they cost at the output.
     """
     if scheme.outliers is None:
         return None
@@ -179,13 +203,23 @@ def find_outliers(
         generator = torch.Generator().manual_seed(0)
     if scheme.outliers.rule != "error":
         return select(weight, scheme.outliers, None, generator)
-    tail = select(weight, replace(scheme.outliers, rule="tail"), None, None)
+    errors = outlier_errors(weight, scheme)
+    if hessian is not None:
+        errors.view(weight.shape).mul_(error_weights(hessian, scheme.options.get("damping", DAMPING)))
+    return select(weight, scheme.outliers, errors, None)
+
+
+def outlier_errors(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """``|W - Q(W)|`` of a finite float32 weight [out, in] as the rule ``error`` measures it, in the blocks' shape.
+
+    The grid is fitted without the Gaussian tail: a grid fitted to all weights has been stretched by the very outliers
+    it should find.
+    """
+    assert scheme.outliers is not None
+    tail = select(weight, replace(scheme.outliers, rule="tail", spread="matrix"), None, None)
     fit = _fit(weight, grid_scheme(scheme), tail, None)
     blocks = to_blocks(weight, scheme)
-    error = round_trip(blocks, scheme, fit).sub_(blocks).abs_()
-    if hessian is not None:
-        error.view(weight.shape).mul_(error_weights(hessian, scheme.options.get("damping", DAMPING)))
-    return select(weight, scheme.outliers, error, None)
+    return round_trip(blocks, scheme, fit).sub_(blocks).abs_()
 
 
 def _fit(weight: torch.Tensor, scheme: Scheme, outliers: torch.Tensor | None, hessian: torch.Tensor | None) -> Fit:

@@ -13,6 +13,7 @@ CODEBOOKS = ("codebook", "shared-codebook")
 LEVELS = ("full", "midrise", *CODEBOOKS)
 GRANULARITIES = ("tensor", "channel", "group")
 OUTLIER_RULES = ("tail", "magnitude", "error", "random")
+SPREADS = ("matrix", "model")
 DEFAULT_OUTLIER_SHARE = 0.005
 
 _SHORT_FORM = re.compile(r"w(?P<bits>\d+)(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?")
@@ -25,12 +26,14 @@ class OutlierRule:
     ``rule`` ranks the weights of one matrix: ``tail`` by ``|w - mean|`` (Gaussian tail, PreQuant),
     ``magnitude`` by ``|w|``, ``error`` by ``|w - Q(w)|``, ``random`` by a seeded draw (a control).
     ``share`` is the fraction kept, 0 to 0.5; alternatively ``sigma`` keeps every weight further than
-    ``sigma`` standard deviations from the mean (``tail`` only).
+    ``sigma`` standard deviations from the mean (``tail`` only). ``spread`` says what the share is a share of: each
+    ``matrix``, or the whole ``model``, whose matrices then get as many as their errors ask for (``error`` only).
     """
 
     rule: str = "error"
     share: float | None = DEFAULT_OUTLIER_SHARE
     sigma: float | None = None
+    spread: str = "matrix"
 
     def __post_init__(self) -> None:
         if self.rule not in OUTLIER_RULES:
@@ -44,6 +47,10 @@ class OutlierRule:
             raise SchemeError(f"outlier share {self.share} is outside (0, 0.5]; 0.005 keeps 0.5 %")
         if self.sigma is not None and not (self.rule == "tail" and self.sigma > 0):
             raise SchemeError("`sigma` is a positive number of standard deviations and needs the rule `tail`")
+        if self.spread not in SPREADS:
+            raise SchemeError(f"unknown spread {self.spread!r} of outliers; use one of {', '.join(SPREADS)}")
+        if self.spread == "model" and self.rule != "error":
+            raise SchemeError("outliers are spread over the model by their error; use the rule `error`")
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,11 @@ class Scheme:
             )
         return out_features, in_features // self.group_size
 
+    def with_bits(self, bits: int) -> Scheme:
+        """The same scheme in another width; levels that are the default follow the default of that width."""
+        default = self.levels == _default_levels(self.bits, self.symmetric, self.strategy)
+        return replace(self, bits=bits, levels="" if default else self.levels)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; :meth:`from_dict` is its inverse."""
         return asdict(self)
@@ -172,6 +184,8 @@ class Scheme:
             notes.append(self.outliers.rule)
         if self.outliers is not None and self.outliers.sigma is not None:
             notes.append(f"{self.outliers.sigma:g} sigma")
+        if self.outliers is not None and self.outliers.spread == "model":
+            notes.append("outliers spread over the model")
         return f"{text} ({', '.join(notes)})" if notes else text
 
 

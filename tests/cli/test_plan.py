@@ -117,3 +117,27 @@ def test_the_generic_rule_is_named(run, tmp_path):
     assert f"note: {note}" in result.stdout.splitlines()
     assert json.loads(run("quantize", source, "-o", tmp_path / "qq", "--json").stdout)["notes"] == [note]
     assert "note:" not in run("plan", save_tiny(tmp_path / "b", "bert", "BertModel")).stdout
+
+
+def test_a_budget_shows_what_it_chose_and_why(run, bert):
+    result = run("plan", bert, "--target-bits", "4.5", "--spread", "model", "--json")
+    modules = {module["name"]: module for module in json.loads(result.stdout)["modules"]}
+    recipe = {"target_bits": 4.5, "scheme": {"outliers": {"spread": "model"}}}
+    assert modules == {m["name"]: m for m in json.loads(json.dumps(lowbit.plan(bert, recipe).to_dict()))["modules"]}
+    output = run("plan", bert, "--target-bits", "4.5", "--spread", "model", env={"COLUMNS": "160"}).stdout
+    assert output.count(": changes the output by ") == 18
+    assert modules["encoder.layer.1.output.dense"]["reason"] in output
+
+
+def test_a_budget_out_of_reach(run, bert):
+    result = run("plan", bert, "--target-bits", "1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "1 effective bits cannot be met; this recipe reaches" in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--target-bits", "4"], ["--spread", "model"]])
+def test_budgets_go_into_the_recipe_file(run, bert, tmp_path, option):
+    (tmp_path / "r.yaml").write_text("target_bits: 4.5\n")
+    result = run("plan", bert, "--recipe", tmp_path / "r.yaml", *option)
+    assert result.exit_code == 2
+    assert "goes into the recipe file" in result.stderr

@@ -1,6 +1,6 @@
 """Checkpoints: reading float ones, writing and checking low-bit ones."""
 
-from lowbit.checkpoint.backbone import write_backbone
+from lowbit.checkpoint.backbone import write_description, write_weights
 from lowbit.checkpoint.card import CARD_FILE, THIS_REPOSITORY, backbone_card, front_matter, score_table
 from lowbit.checkpoint.directory import (
     SIDE_FILES,
@@ -70,5 +70,6 @@ __all__ = [
     "tensor_entry",
     "verify_backbone",
     "weight_files",
-    "write_backbone",
+    "write_description",
+    "write_weights",
 ]

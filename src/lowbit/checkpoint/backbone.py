@@ -16,21 +16,18 @@ from lowbit.checkpoint.tensorfile import Entries, TensorWriter
 from lowbit.plan import Plan, quantization_config
 
 
-def write_backbone(
-    partial: Path,
-    plan: Plan,
-    config: PretrainedConfig,
-    entries: Entries,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    source: Path | None,
-) -> None:
-    """Fill a directory with weights, side files, plan, ``config.json`` and card.
+def write_weights(partial: Path, entries: Entries, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write the weights file of a directory.
 
     ``entries`` describes every tensor in advance; ``tensors`` yields them in any order, once each.
     """
     with TensorWriter(partial / WEIGHTS_FILE, entries) as writer:
         for name, tensor in tensors:
             writer.write(name, tensor)
+
+
+def write_description(partial: Path, plan: Plan, config: PretrainedConfig, source: Path | None) -> None:
+    """Fill a directory that has its weights with side files, card, plan and, last, ``config.json``."""
     if source is not None:
         copy_side_files(source, partial)
     (partial / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1) + "\n", encoding="utf-8")

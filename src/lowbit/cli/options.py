@@ -48,6 +48,17 @@ Levels = Annotated[
     Literal["full", "midrise", "codebook", "shared-codebook"] | None,
     typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans."),
 ]
+TargetBits = Annotated[
+    float | None,
+    typer.Option(
+        "--target-bits",
+        help="Effective bits to meet, as 3.2: each matrix gets the width that suits it; runs the model.",
+    ),
+]
+Spread = Annotated[
+    Literal["matrix", "model"] | None,
+    typer.Option("--spread", help="Whether the share of outliers is of each matrix or of the whole model."),
+]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]
 DataDir = Annotated[
@@ -70,9 +81,17 @@ def make_recipe(
     embeddings: str | None = None,
     strategy: str | None = None,
     levels: str | None = None,
+    target_bits: float | None = None,
+    spread: str | None = None,
 ) -> Recipe:
     """The recipe file, or a recipe of the single options; both together are a usage error."""
-    single = {"--scheme": scheme, "--embeddings": embeddings, "--strategy": strategy, "--levels": levels}
+    single: dict[str, Any] = {
+        "--scheme": scheme,
+        "--embeddings": embeddings,
+        "--strategy": strategy,
+        "--levels": levels,
+    }
+    single |= {"--target-bits": target_bits, "--spread": spread}
     if recipe is not None:
         forbid(single, "goes into the recipe file when --recipe is given")
         if recipe.suffix not in (".yaml", ".yml", ".json"):
@@ -80,7 +99,11 @@ def make_recipe(
         return Recipe.parse(recipe)
     made = Scheme.parse(scheme or "w4")
     made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or "")
-    return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8))
+    if spread is not None:
+        if made.outliers is None:
+            raise typer.BadParameter("--spread needs a scheme with outliers")
+        made = dataclasses.replace(made, outliers=dataclasses.replace(made.outliers, spread=spread))
+    return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8), target_bits=target_bits)
 
 
 def training_data(

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 import lowbit
 from lowbit.cli import options
-from lowbit.cli.console import print_json, print_notes, print_sizes, print_table
+from lowbit.cli.console import print_json, print_notes, print_sizes, print_table, progress
 from lowbit.cli.layers import group_layers, tree
 
 if TYPE_CHECKING:
@@ -22,11 +22,15 @@ def plan(
     scheme: options.SchemeText = None,
     recipe: options.RecipeFile = None,
     embeddings: options.Embeddings = None,
+    target_bits: options.TargetBits = None,
+    spread: options.Spread = None,
     all_: Annotated[bool, typer.Option("--all", help="One row per module instead of equal layers together.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show what would be done to each module and why, and the size before and after. Nothing is written."""
-    result = lowbit.plan(model, options.make_recipe(recipe, scheme, embeddings))
+    made = options.make_recipe(recipe, scheme, embeddings, target_bits=target_bits, spread=spread)
+    with progress("plan") as update:
+        result = lowbit.plan(model, made, progress=update)
     if json:
         print_json(result.to_dict())
         return
@@ -49,10 +53,11 @@ def _name(entry: PlanEntry) -> str:
 
 def _row(name: str, group: list[PlanEntry]) -> dict[str, Any]:
     entry = group[0]
+    done = entry.kind if entry.scheme is None else f"{entry.kind} {entry.scheme}"
     return {
         "module": name or "(model)",
         "shape": entry.shape,
-        "what is done": f"{entry.kind}: {entry.reason}" if entry.scheme is None else f"{entry.kind} {entry.scheme}",
+        "what is done": f"{done}: {entry.reason}" if entry.reason else done,
         "before": decimal(sum(e.bytes_before for e in group)),
         "after": decimal(sum(e.bytes_after for e in group)),
     }

@@ -24,11 +24,13 @@ def quantize(
     embeddings: options.Embeddings = None,
     strategy: options.Strategy = None,
     levels: options.Levels = None,
+    target_bits: options.TargetBits = None,
+    spread: options.Spread = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Stage 1: write a low-bit backbone, tensor by tensor, without data and without a GPU."""
-    made = options.make_recipe(recipe, scheme, embeddings, strategy, levels)
+    made = options.make_recipe(recipe, scheme, embeddings, strategy, levels, target_bits, spread)
     run = lowbit.quantize  # may import torch, which is no part of the time
     started = time.perf_counter()
     with progress("quantize") as update:
