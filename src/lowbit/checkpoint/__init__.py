@@ -24,6 +24,7 @@ from lowbit.checkpoint.tensorfile import (
     read_manifest,
     tensor_entry,
 )
+from lowbit.checkpoint.tokenizer import load_tokenizer
 from lowbit.checkpoint.verify import (
     Verified,
     fingerprint,
@@ -55,6 +56,7 @@ __all__ = [
     "front_matter",
     "hub_id",
     "is_backbone",
+    "load_tokenizer",
     "local_folder",
     "manifest_metadata",
     "measure",
