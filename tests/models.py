@@ -191,7 +191,8 @@ def tiny_batch(config):
     ids[:, 0] = 2
     if config.is_encoder_decoder:
         ids[0, 8] = ids[1, 5] = config.eos_token_id
-        ids[:, 0] = 3
+        if config.eos_token_id == 2:  # BART asks for the same number of end tokens in every row
+            ids[:, 0] = 3
     return {"input_ids": ids, "attention_mask": mask}
 
 
