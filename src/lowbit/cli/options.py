@@ -41,12 +41,12 @@ Embeddings = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option(
-        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq or kmeans; default mse."
+        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq, gptq or kmeans; default mse."
     ),
 ]
 Levels = Annotated[
     Literal["full", "midrise", "codebook", "shared-codebook"] | None,
-    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans."),
+    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans and gptq."),
 ]
 TargetBits = Annotated[
     float | None,
