@@ -80,7 +80,12 @@ def test_inliers_are_within_half_a_step_and_outliers_exact_to_float16(case):
         assert ((decoded - weight).abs() <= steps * 0.5001)[unclipped].all()
     else:  # no entry is nearer than the one that was taken
         entries = found.codebook.float().repeat_interleave(weight.numel() // found.codebook.shape[0], dim=0)
-        nearest = (entries * steps.reshape(-1, 1) - weight.reshape(-1, 1)).abs().amin(dim=1).view(weight.shape)
+        nearest = (
+            (entries * steps.expand(weight.shape).reshape(-1, 1) - weight.reshape(-1, 1))
+            .abs()
+            .amin(dim=1)
+            .view(weight.shape)
+        )
         dense = found.dequantize_dense()
         assert ((dense - weight).abs() <= nearest + 1e-5 * steps).all()
     assert torch.equal(decoded.flatten()[positions], weight.flatten()[positions].half().float())

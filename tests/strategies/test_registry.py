@@ -15,7 +15,7 @@ def test_strategies_by_name(name):
 
 def test_unknown_name_lists_the_known():
     with pytest.raises(
-        SchemeError, match=r"unknown strategy 'rtn'; use one of hqq, kmeans, lsq, minmax, mse, percentile, sigma"
+        SchemeError, match=r"unknown strategy 'rtn'; use one of gptq, hqq, kmeans, lsq, minmax, mse, percentile, sigma"
     ):
         quantize_tensor(torch.ones(2, 2), Scheme(strategy="rtn"))
 

@@ -41,7 +41,7 @@ Embeddings = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option(
-        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq, kmeans or gptq; default mse."
+        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq, gptq or kmeans; default mse."
     ),
 ]
 Levels = Annotated[

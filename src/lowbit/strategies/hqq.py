@@ -15,7 +15,7 @@ from lowbit.strategies.registry import strategy
 _NORM = 0.7
 _BETA = 10.0  # in units of the first step size, so that the result follows the scale of the weights
 _GROWTH = 1.01
-_ROUNDS = 10
+_ROUNDS = 6  # the original takes 20, which lower the error twice as much, in three times the time
 _TINY = 1e-12
 
 
