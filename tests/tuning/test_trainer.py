@@ -3,6 +3,7 @@ import tempfile
 
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from lowbit.adapter import load_classifier
 from lowbit.data import encode
@@ -31,15 +32,15 @@ class Run:
         return [{"params": list(part.parameters()), "lr": rate} for part, rate in zip(parts, rates, strict=False)]
 
     def train(self, *rates, progress=None, **changes):
-        seconds = train(
+        result = train(
             self.model,
-            self.tokenizer,
             self.rows,
             self.groups(*rates),
             options(**changes),
-            progress,
+            collate=DataCollatorWithPadding(self.tokenizer),
+            progress=progress,
         )
-        assert seconds > 0
+        assert result.seconds > 0
         return self.state()
 
     def changed(self):

@@ -29,12 +29,12 @@ def spies(monkeypatch):
     found = {}
     original_train, original_write = trainer.train, write_adapter
 
-    def train(model, tokenizer, features, groups, *rest):
+    def train(model, features, groups, *rest, **settings):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         found["groups"] = [([names[id(p)] for p in group["params"]], group["lr"]) for group in groups]
         found["trainable"] = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         found["model"] = model
-        return original_train(model, tokenizer, features, groups, *rest)
+        return original_train(model, features, groups, *rest, **settings)
 
     def write(output, info, tensors):
         found["written"] = {name: tensor.clone() for name, tensor in tensors.items()}
