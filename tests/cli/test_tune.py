@@ -18,7 +18,7 @@ def calls(monkeypatch):
         progress(1, 2, "step")
         scores = {"eval": {"accuracy": 0.75}}
         trained = {"outliers": 5, "head": 2}
-        return TuneResult(Path(output), method, data.name, "accuracy", 0.75, scores, trained, 0.0125, 1.5, 16)
+        return TuneResult(Path(output), method, data.name, "accuracy", 0.75, scores, trained, 0.0125, 1.5, 16, 3)
 
     monkeypatch.setattr(lowbit, "tune", tune)
     return found
@@ -39,6 +39,7 @@ def test_defaults_are_those_of_the_function(run, calls, table):
 def test_every_option_is_passed_on(run, calls, table):
     flags = "--method ptq --scheme w3 --epochs 0.5 --batch-size 4 --learning-rate 0.1 --head-learning-rate 0.2"
     flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
+    flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20"
     assert run("tune", "model", "-o", "out", *table, *flags.split()).exit_code == 0
     ((_, _, data, method, options),) = calls
     assert (method, len(data.train)) == ("ptq", 6)
@@ -53,6 +54,10 @@ def test_every_option_is_passed_on(run, calls, table):
         scales=True,
         precision="fp32",
         seed=9,
+        accumulate=2,
+        hold_out=0.25,
+        patience=3,
+        save_steps=20,
         recipe=Recipe.parse("w3"),
     )
 
@@ -67,7 +72,14 @@ def test_the_end_says_scores_and_what_comes_next(run, calls, table, method, use)
     output = run("tune", "backbone", "-o", "out", *table, "--method", method).stdout
     assert "0.75" in output
     assert "trained: outliers 5, head 2; without the head 1.25 % of the block weights" in output
+    assert "out written in 1.5 s, 16 training rows, 3 steps" in output
     assert f'next: lowbit predict {use} "some text"' in output
+
+
+def test_only_the_first_process_prints(run, calls, table, monkeypatch):
+    monkeypatch.setattr(lowbit.tuning, "is_first", lambda: False)
+    result = run("tune", "backbone", "-o", "out", *table)
+    assert (result.exit_code, len(calls), result.output) == (0, 1, "")
 
 
 @pytest.mark.parametrize(

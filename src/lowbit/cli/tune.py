@@ -32,7 +32,10 @@ def tune(
     ] = "outliers",
     scheme: options.SchemeText = None,
     epochs: Annotated[float, typer.Option("--epochs")] = 3,
-    batch_size: options.BatchSize = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")] = 32,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Parts in which a process works through its rows.")
+    ] = 1,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's own.")] = None,
     head_learning_rate: Annotated[
         float | None, typer.Option("--head-learning-rate", help="Default: the method's own.")
@@ -47,10 +50,25 @@ def tune(
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
     ] = "auto",
+    hold_out: Annotated[
+        float,
+        typer.Option("--hold-out", help="Part of the training rows, as in 0.1, that decides which epoch is kept."),
+    ] = 0,
+    patience: Annotated[
+        int | None, typer.Option("--patience", min=1, help="Stop after so many epochs without a lower held-out loss.")
+    ] = None,
+    save_steps: Annotated[
+        int, typer.Option("--save-steps", min=0, help="Steps after which the state is saved, to go on from.")
+    ] = 500,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk."""
+    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk.
+
+    A run that was stopped goes on where it last saved its state when the same command is given again.
+    """
+    from lowbit.tuning import is_first
+
     if method != "ptq":
         options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
     columns = {"text": text, "text_pair": text_pair, "label": label}
@@ -67,6 +85,7 @@ def tune(
     chosen = lowbit.TuneOptions(
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=accumulate,
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
         max_length=max_length,
@@ -75,10 +94,15 @@ def tune(
         scales=scales,
         precision=precision,
         seed=seed,
+        save_steps=save_steps,
+        hold_out=hold_out,
+        patience=patience,
         recipe=options.make_recipe(None, scheme),
     )
-    with progress("tune") as update:
+    with progress("tune", shown=is_first()) as update:
         result = lowbit.tune(model, output, data, method=method, options=chosen, progress=update)
+    if not is_first():
+        return
     if json:
         print_json(result.to_dict())
         return
@@ -86,6 +110,6 @@ def tune(
     typer.echo(
         f"trained: {cell(result.trained)}; without the head {100 * result.trained_share:.2f} % of the block weights"
     )
-    typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows")
+    typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows, {result.steps} steps")
     use = f"{model} --adapter {result.path}" if method == "outliers" else f"{result.path}"
     typer.echo(f'next: lowbit predict {use} "some text"')
