@@ -43,8 +43,9 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     """A JSON-able description of a backbone, a merged model or a task adapter.
 
     Backbones: ``kind``, size fields, ``fingerprint`` and per module name, kind, shape, scheme, outliers, stored bits
-    per weight and the range of its step sizes. Adapters: their description and the trained tensors. Anything else, or
-    a damaged file, raises CheckpointError.
+    per weight and the range of its step sizes. ``kind`` is ``backbone``, ``merged`` with an adapter, or ``tuned``
+    before it was quantized. Adapters: their description and the trained tensors. Anything else, or a damaged file,
+    raises CheckpointError.
     """
     path = Path(directory)
     return _inspect_adapter(path) if is_adapter(path) else _inspect_backbone(path)
@@ -68,7 +69,7 @@ def _inspect_backbone(path: Path) -> dict[str, Any]:
     modules = [_module_row(name, specs[name], stored[name], entries, scales) for name in specs]
     task = json.loads((path / "config.json").read_text(encoding="utf-8")).get("lowbit_task")
     return {
-        "kind": "backbone" if task is None else "merged",
+        "kind": "backbone" if task is None else "merged" if "fingerprint" in task else "tuned",
         **({} if task is None else {"task": task}),
         **dataclasses.asdict(measure(path)),
         "fingerprint": fingerprint(entries, stored),
