@@ -130,7 +130,7 @@ def _quiet_ddp() -> Iterator[None]:
 def _arguments(folder: str, options: TuneOptions) -> TrainingArguments:
     """What Trainer is told: one long epoch of micro-batches, and nothing written or logged."""
     device = default_device()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
         gradient_accumulation_steps=options.accumulate,
@@ -145,6 +145,8 @@ def _arguments(folder: str, options: TuneOptions) -> TrainingArguments:
         average_tokens_across_devices=False,
         ddp_broadcast_buffers=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a second GPU takes a second process, not a copy of the model
+    return arguments
 
 
 class _Trainer(Trainer):

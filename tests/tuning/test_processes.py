@@ -1,0 +1,109 @@
+"""Several processes, or several parts, against one process that sees the same batches at once."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import lowbit
+from lowbit.adapter import read_adapter
+from lowbit.errors import SchemeError
+from lowbit.tuning import trainer
+from lowbit.tuning.processes import is_first, once
+from tests.apart import free_port, tune_apart
+from tests.models import file_bytes, save_tiny, tiny_tokenizer
+from tests.tiny import options, toy_data
+
+# 23 rows in batches of 6: the last batch of an epoch has 5, so that its parts are not alike.
+DATA = toy_data()
+DATA = dataclasses.replace(DATA, train=DATA.train.select(range(23)))
+RUN = {"epochs": 3, "batch_size": 6}
+TOLERANCE = 2e-6
+
+
+def left_out(name):
+    """A bias of the keys shifts all scores of a query alike and has no effect: its gradient is rounding error."""
+    return name.endswith("key.bias")
+
+
+def differences(one, other):
+    """Largest difference by trained tensor, but for those without an effect."""
+    (_, first), (_, second) = read_adapter(one), read_adapter(other)
+    return {n: float((v.float() - second[n].float()).abs().max()) for n, v in first.items() if not left_out(n)}
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory):
+    """A backbone whose configuration switches dropout off."""
+    folder = tmp_path_factory.mktemp("without-dropout")
+    changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    save_tiny(folder / "float", "bert", "BertModel", **changes)
+    tiny_tokenizer("bert").save_pretrained(folder / "float")
+    return lowbit.quantize(folder / "float", "w4o2", output=folder / "backbone").path
+
+
+@pytest.mark.parametrize(("parts", "labels"), [(4, ("no", "yes")), (6, None)])
+def test_parts_add_up_to_the_batch(tmp_path, without_dropout, parts, labels):
+    """Of unequal size with four parts; one of them empty, in the last batch, with six."""
+    data = dataclasses.replace(toy_data(labels), train=toy_data(labels).train.select(range(23)), evaluations={})
+    lowbit.tune(without_dropout, tmp_path / "whole", data, options=options(**RUN))
+    lowbit.tune(without_dropout, tmp_path / "parts", data, options=options(**RUN, accumulate=parts))
+    assert max(differences(tmp_path / "whole", tmp_path / "parts").values()) < TOLERANCE
+
+
+def test_two_processes_do_what_one_does(tmp_path, without_dropout):
+    (one,) = tune_apart(without_dropout, tmp_path / "one", DATA, options=options(**RUN))
+    both = tune_apart(without_dropout, tmp_path / "two", DATA, options=options(**RUN), processes=2)
+    assert max(differences(tmp_path / "one", tmp_path / "two").values()) < TOLERANCE
+    assert [result["reported"] for result in both] == [one["reported"], []]
+    for name in ("metrics", "score", "trained", "trained_share", "rows", "steps"):
+        assert one[name] == both[0][name] == both[1][name]
+
+
+def test_two_processes_are_killed_and_go_on(tiny, tmp_path):
+    """With dropout, evaluations and an odd batch; the bytes are those of one process that accumulates two parts."""
+    run = options(**RUN, hold_out=0.2, save_steps=2)
+    arguments = tiny.backbone("bert"), tmp_path / "out", DATA
+    killed = tune_apart(
+        *arguments, options=run, processes=2, kill=("lowbit.tuning.trainer:_BetweenSteps.on_step_end", 5)
+    )
+    assert killed == [None, None]
+    assert [path.name for path in tmp_path.iterdir()] == [".out.checkpoint"]
+    result, _ = tune_apart(*arguments, options=run, processes=2)
+    assert result["reported"] == [(step, 9) for step in range(5, 10)]
+    tune_apart(arguments[0], tmp_path / "one", DATA, options=dataclasses.replace(run, accumulate=2))
+    files, expected = file_bytes(tmp_path / "out"), file_bytes(tmp_path / "one")
+    assert files.pop("task_adapter.json") != expected.pop("task_adapter.json")  # it records how many parts
+    assert files == expected
+
+
+def test_a_batch_must_have_a_row_for_each_process(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "processes", lambda: SimpleNamespace(num_processes=3, is_main_process=True))
+    message = "a batch of 8 rows cannot be shared by 3 processes in 3 parts each; raise the batch size"
+    with pytest.raises(SchemeError, match=message):
+        lowbit.tune(tiny.backbone("bert"), tmp_path / "out", DATA, options=options(accumulate=3))
+
+
+def test_a_process_alone_is_the_first():
+    assert is_first()
+    assert once(lambda: {"score": 0.5}) == {"score": 0.5}
+
+
+def test_the_command_under_a_launcher(tiny, tmp_path):
+    """``accelerate launch`` starts two processes on the processor; the output is that of one."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "good film,yes\nbad book,no\n" * 12)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(), "-m", "lowbit"]
+    tune = ["tune", tiny.backbone("bert"), "-o", tmp_path / "out", "--text", "text", "--label", "label", "--json"]
+    tune += ["--train", tmp_path / "rows.csv", "--eval", tmp_path / "rows.csv", "--batch-size", 5, "--epochs", 1]
+    command = [sys.executable, "-m", *map(str, [*launch, *tune, "--max-length", 16])]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["steps"], result["rows"], set(result["metrics"])) == (5, 24, {"eval"})
+    lowbit.load(tiny.backbone("bert"), tmp_path / "out")
