@@ -5,6 +5,7 @@ import pytest
 
 import lowbit
 from lowbit import TuneOptions
+from lowbit.data import text_data
 from lowbit.recipe import Recipe
 from lowbit.tuning import TuneResult
 
@@ -101,3 +102,28 @@ def test_bad_values_are_errors(run, calls, table, tmp_path):
     result = run("tune", "b", "-o", "o", "--task", "sst2", "--data-dir", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: sst2: no train file")
+
+
+def test_plain_text(run, calls):
+    output = run("tune", "backbone", "-o", "out", "--train-text", "a.txt", "--eval-text", "b.txt").stdout
+    ((_, _, data, method, options),) = calls
+    assert data == text_data("a.txt", "b.txt")
+    assert (method, options) == ("outliers", TuneOptions())
+    assert "next: lowbit evaluate backbone --adapter out --perplexity FILE" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train-text", "a", "--task", "sst2"], "--task is for rows with labels; leave it or --train-text out"),
+        (["--train-text", "a", "--train", "b.csv"], "--train is for rows with labels"),
+        (["--train-text", "a", "--label", "l"], "--label is for rows with labels"),
+        (["--train-text", "a", "--train-rows", "5"], "--train-rows is for rows with labels"),
+        (["--train-text", "a", "--regression"], "--regression is for rows with labels"),
+        (["--eval-text", "a", "--task", "sst2"], "--eval-text needs --train-text"),
+    ],
+)
+def test_rows_and_plain_text_are_not_mixed(run, calls, arguments, message):
+    result = run("tune", "backbone", "-o", "out", *arguments, env={"COLUMNS": "160"})
+    assert (result.exit_code, calls) == (2, [])
+    assert message in result.stderr

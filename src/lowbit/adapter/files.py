@@ -18,6 +18,7 @@ from lowbit.errors import AdapterError
 ADAPTER_VERSION = 1
 INFO_FILE = "task_adapter.json"
 TENSORS_FILE = "task_adapter.safetensors"
+LABELS, CAUSAL_LM = "labels", "causal-lm"
 # JSON types of the fields that other code relies on; each of them is required.
 _KINDS = {"fingerprint": str, "metrics": list, "primary": str, "label_names": list | None, "max_length": int}
 
@@ -26,8 +27,9 @@ _KINDS = {"fingerprint": str, "metrics": list, "primary": str, "label_names": li
 class AdapterInfo:
     """What an adapter is for.
 
-    ``fingerprint`` names the backbone it was trained on; ``label_names`` is None for regression; ``trained`` counts
-    what was trained by group; ``options`` records how.
+    ``fingerprint`` names the backbone it was trained on; ``task_type`` is ``labels`` (classification and regression) or
+    ``causal-lm``; ``label_names`` is None for regression and language models; ``trained`` counts what was trained by
+    group; ``options`` records how.
     """
 
     fingerprint: str
@@ -38,6 +40,7 @@ class AdapterInfo:
     max_length: int
     trained: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    task_type: str = LABELS
     version: int = ADAPTER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +79,8 @@ def read_info(directory: str | Path) -> AdapterInfo:
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise AdapterError(f"{path} is damaged: {name} is {values[name]!r}")
+        if values.get("task_type", LABELS) not in (LABELS, CAUSAL_LM):
+            raise AdapterError(f"{path} is for a {values['task_type']!r}, which this lowbit does not know; update it")
         values["metrics"] = tuple(values["metrics"])
         if values["label_names"] is not None:
             values["label_names"] = tuple(values["label_names"])

@@ -48,9 +48,9 @@ def evaluate(
     """
     columns = {"text": text, "text_pair": text_pair, "label": label}
     if plain is not None:
-        rows = {"--task": task, "--data-dir": data_dir, "--split": split or None, "--eval": evaluation}
-        rows |= {f"--{name.replace('_', '-')}": column for name, column in columns.items()}
-        options.forbid(rows | {"--max-length": max_length}, "is for rows with labels; leave it or --perplexity out")
+        rows: dict[str, Any] = {"--task": task, "--data-dir": data_dir, "--split": split or None, "--eval": evaluation}
+        rows |= {**options.column_options(columns), "--max-length": max_length}
+        options.forbid(rows, "is for rows with labels; leave it or --perplexity out")
         _on_text(
             json,
             model=model,

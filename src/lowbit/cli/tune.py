@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,12 @@ def tune(
         Path | None, typer.Option("--train", metavar="FILE", help="Your training rows: .csv, .tsv or .jsonl.")
     ] = None,
     evaluation: options.EvalFile = None,
+    train_text: Annotated[
+        Path | None, typer.Option("--train-text", metavar="FILE", help="Plain text, to tune a language model on.")
+    ] = None,
+    eval_text: Annotated[
+        Path | None, typer.Option("--eval-text", metavar="FILE", help="Plain text, to measure its perplexity on.")
+    ] = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
     label: options.LabelColumn = None,
@@ -40,7 +46,7 @@ def tune(
     head_learning_rate: Annotated[
         float | None, typer.Option("--head-learning-rate", help="Default: the method's own.")
     ] = None,
-    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens per row.")] = 128,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens per row or block.")] = 128,
     train_rows: Annotated[
         int | None, typer.Option("--train-rows", min=1, help="Train on so many rows, drawn with the seed.")
     ] = None,
@@ -65,6 +71,8 @@ def tune(
 ) -> None:
     """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk.
 
+    The task is one of GLUE, your own rows with labels, or a causal language model on plain text.
+
     A run that was stopped goes on where it last saved its state when the same command is given again.
     """
     from lowbit.tuning import is_first
@@ -72,7 +80,16 @@ def tune(
     if method != "ptq":
         options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
     columns = {"text": text, "text_pair": text_pair, "label": label}
-    data = options.training_data(
+    rows: dict[str, Any] = {
+        "--task": task,
+        "--data-dir": data_dir,
+        "--split": split or None,
+        "--train": train,
+        "--eval": evaluation,
+        "--regression": regression or None,
+        "--train-rows": train_rows,
+    }
+    data = options.training_text(train_text, eval_text, rows, columns) or options.training_data(
         task,
         data_dir,
         (train, evaluation),
@@ -112,4 +129,4 @@ def tune(
     )
     typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows, {result.steps} steps")
     use = f"{model} --adapter {result.path}" if method == "outliers" else f"{result.path}"
-    typer.echo(f'next: lowbit predict {use} "some text"')
+    typer.echo(f"next: {options.use_of(use, is_text=train_text is not None)}")

@@ -7,6 +7,7 @@ from lowbit.data.intents import load_intents
 from lowbit.data.table import load_table
 from lowbit.data.taskdata import TaskData, glue_data, intent_data, table_data
 from lowbit.data.text import read_text
+from lowbit.data.textdata import TextData, text_data
 from lowbit.data.tokens import TextSize, Window, special_tokens, text_size, token_blocks, token_windows
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Examples",
     "Task",
     "TaskData",
+    "TextData",
     "TextSize",
     "Window",
     "encode",
@@ -26,6 +28,7 @@ __all__ = [
     "read_text",
     "special_tokens",
     "table_data",
+    "text_data",
     "text_size",
     "token_blocks",
     "token_windows",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.adapter import load, task_fields
+from lowbit.adapter import check_classifier, load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import TaskData
 from lowbit.errors import DataError
@@ -24,13 +24,15 @@ def evaluate(
     """The task's metrics of a model directory (with an adapter, if given) by evaluation set.
 
     ``max_length`` defaults to what the adapter was trained with, else 128 tokens. A task without evaluation rows, or
-    with another label set than the model's, raises :class:`DataError`.
+    with another label set than the model's, raises :class:`DataError`, a model without a classification head
+    :class:`UnsupportedModelError`.
     """
     if not data.evaluations:
         raise DataError(f"task {data.name!r} has no evaluation rows; give an evaluation file")
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
     loaded = load(folder, adapter)
+    check_classifier(loaded, model)
     task = task_fields(loaded, adapter)
     names = task.get("label_names")
     if names is not None and data.label_names is not None and tuple(names) != data.label_names:

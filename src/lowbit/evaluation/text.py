@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.adapter import load
+from lowbit.adapter import load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.loop import Progress, load_tokenizer
 from lowbit.scoring import TextScore, score_text
@@ -25,8 +25,8 @@ def perplexity(
     """Perplexity of a language model (with an adapter, if given) on a UTF-8 text file, read in pieces.
 
     A sliding window shows the model at most ``window`` tokens at once, special ones included: by default as many as it
-    has positions, at most 1,024, and 512 where its configuration names no length. The window moves on by ``stride``
-    tokens, by default half of it, and every token of the text is scored once:
+    was tuned with, else as it has positions, at most 1,024, and 512 where its configuration names no length. The window
+    moves on by ``stride`` tokens, by default half of it, and every token of the text is scored once:
 
     - causal models predict each of the ``stride`` new tokens from all those before it in the window; the first token
       of the text follows the one that the tokenizer puts before a text (else its start or end token). ``stride`` =
@@ -44,8 +44,11 @@ def perplexity(
     :class:`DataError` for a file without text.
     """
     folder = checkpoint_folder(model)
+    loaded = load(folder, adapter)
+    if window is None:
+        window = task_fields(loaded, adapter).get("max_length")
     return score_text(
-        load(folder, adapter),
+        loaded,
         load_tokenizer(folder),
         text,
         window=window,

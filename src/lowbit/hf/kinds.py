@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 # Sequence to sequence first: BART's class is listed as a masked one, too.
@@ -11,6 +11,13 @@ _KINDS = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 }
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a decoder alone, which sees no token before it has predicted it."""
+    if config.is_encoder_decoder or config.model_type not in _KINDS["causal"]:
+        return False
+    return config.model_type not in _KINDS["masked"] or bool(getattr(config, "is_decoder", False))
 
 
 def language_kind(model: PreTrainedModel) -> str | None:

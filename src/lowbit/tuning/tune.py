@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from lowbit.adapter import AdapterInfo, adapter_target, load, load_classifier, model_fingerprint, write_adapter
+from lowbit.adapter import AdapterInfo, adapter_target, load, model_fingerprint, write_adapter
 from lowbit.arch import relative_name
 from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, refuse_existing
-from lowbit.data import Examples, TaskData, encode
+from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import LowbitConfig, attach, save
 from lowbit.loop import Progress, load_tokenizer, quiet_transformers
 from lowbit.quantize import quantize_model
-from lowbit.scoring import check_metrics, score_model
 from lowbit.tuning.options import (
     FULL_LEARNING_RATE,
     METHODS,
@@ -28,12 +26,13 @@ from lowbit.tuning.options import (
 from lowbit.tuning.prepare import finish, linear_weights, prepare
 from lowbit.tuning.processes import once
 from lowbit.tuning.saved import SavedRun
+from lowbit.tuning.tasks import task_of
 
 
 def tune(
     model: str | Path,
     output: str | Path,
-    data: TaskData,
+    data: TaskData | TextData,
     *,
     method: str = "outliers",
     options: TuneOptions | None = None,
@@ -45,6 +44,10 @@ def tune(
     fine-tuning of a float model, the result a float model. ``ptq``: the same, then quantized by ``options.recipe``.
     The metrics are those of the result as it was written and loaded again.
 
+    :class:`lowbit.data.TextData` tunes a causal language model on plain text, cut into blocks of ``max_length`` tokens
+    (what is left over is dropped); ``outliers`` leaves embeddings and output projection frozen. The metrics are those
+    of :func:`lowbit.perplexity` in windows of ``max_length``.
+
     A run that was stopped leaves ``.NAME.checkpoint`` beside the output NAME once it has saved its state; the same call
     goes on from there and gives the same bytes. A checkpoint of another run raises :class:`CheckpointError`. Under
     ``torchrun`` or ``accelerate launch`` the processes share each batch, and all of them get the result.
@@ -55,35 +58,31 @@ def tune(
     options = options or TuneOptions()
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
-    rows, held_out = _training_parts(data, options)
-    features = encode(rows, tokenizer, options.max_length)
-    check_metrics(data)
-    classifier, _ = load_classifier(folder, data.label_names, seed=options.seed, dtype=torch.float32)
-    if _is_quantized(classifier) != (method == "outliers"):
+    task = task_of(data)
+    features, held_out = task.rows(tokenizer, options)
+    tuned = task.load(folder, options.seed)
+    if _is_quantized(tuned) != (method == "outliers"):
         hint = "quantize it first with `lowbit quantize`" if method == "outliers" else "give the float model"
         raise AdapterError(f"method {method!r} cannot start from {model}: {hint}")
-    weights = linear_weights(classifier)
-    fingerprint = model_fingerprint(classifier) if method == "outliers" else None
-    names = _trained_names(classifier, method, options)
-    trained = {group: sum(adapter_target(classifier, n).numel() for n in found) for group, found in names.items()}
+    weights = linear_weights(tuned)
+    fingerprint = model_fingerprint(tuned) if method == "outliers" else None
+    names = _trained_names(tuned, method, options)
+    trained = {group: sum(adapter_target(tuned, n).numel() for n in found) for group, found in names.items()}
     from lowbit.tuning.trainer import train  # here: transformers' Trainer takes seconds to import
 
     saved = SavedRun(output, {"method": method, **options.to_dict(), "recipe": options.recipe.to_dict()})
     run = train(
-        classifier,
+        tuned,
         features,
-        _parameter_groups(classifier, names, options),
+        _parameter_groups(tuned, names, options),
         options,
         collate=DataCollatorWithPadding(tokenizer),
-        held_out=encode(held_out, tokenizer, options.max_length) if held_out is not None else (),
+        items=task.items,
+        held_out=held_out,
         saved=saved,
         progress=progress,
     )
-    task: dict[str, Any] = {
-        "task": data.name,
-        "metrics": data.metrics,
-        "primary": data.primary,
-        "label_names": data.label_names,
+    fields = task.fields() | {
         "max_length": options.max_length,
         "trained": trained,
         "options": options.to_dict(),
@@ -92,17 +91,15 @@ def tune(
     def deliver() -> dict[str, dict[str, float]]:
         """Write the result, load it again and score it."""
         if fingerprint is not None:
-            finish(classifier)
-            tensors = {n: adapter_target(classifier, n).detach() for found in names.values() for n in found}
-            write_adapter(output, AdapterInfo(fingerprint=fingerprint, **task), tensors)
+            finish(tuned)
+            tensors = {n: adapter_target(tuned, n).detach() for found in names.values() for n in found}
+            write_adapter(output, AdapterInfo(fingerprint=fingerprint, **fields), tensors)
         else:
-            classifier.config.lowbit_task = task
-            _write_model(classifier.cpu(), options, method, folder, output)
+            tuned.config.lowbit_task = fields
+            _write_model(tuned.cpu(), options, method, folder, output)
         saved.remove()
         result = load(folder, output) if fingerprint is not None else load(output)
-        return score_model(
-            result, tokenizer, data, max_length=options.max_length, precision=options.precision, progress=progress
-        )
+        return task.score(result, tokenizer, options, progress)
 
     metrics = once(deliver)
     first = next(iter(metrics.values()), {})
@@ -111,8 +108,8 @@ def tune(
         path=output,
         method=method,
         task=data.name,
-        metric=data.primary,
-        score=first.get(data.primary, float("nan")),
+        metric=fields["primary"],
+        score=first.get(fields["primary"], float("nan")),
         metrics=metrics,
         trained=trained,
         trained_share=counted / weights if method == "outliers" else 1.0,
@@ -120,12 +117,6 @@ def tune(
         rows=len(features),
         steps=run.steps,
     )
-
-
-def _training_parts(data: TaskData, options: TuneOptions) -> tuple[Examples, Examples | None]:
-    """The rows to train on and the held-out ones, if any."""
-    rows = data.training_rows()
-    return rows.split(options.hold_out, options.seed) if options.hold_out else (rows, None)
 
 
 def _trained_names(model: PreTrainedModel, method: str, options: TuneOptions) -> dict[str, list[str]]:
