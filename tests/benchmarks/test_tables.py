@@ -40,6 +40,19 @@ STAGE1 = {
     "threads": 1,
     "cpu": "a processor",
 }
+PERPLEXITY = {
+    "model": "opt",
+    "text": "wiki",
+    "method": "untuned",
+    "scheme": "w4",
+    "window": 256,
+    "stride": 128,
+    "seed": 0,
+    "effective_bits": 4.2234,
+    "model_bits": 6.5,
+    "perplexity": 33.333,
+    "date": "2026-01-01",
+}
 EMPTY = "before\n<!-- table:size -->\n<!-- /table -->\nafter\n"
 
 
@@ -59,7 +72,7 @@ def body(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("name", ["quality", "size", "stage1"])
+@pytest.mark.parametrize("name", ["quality", "size", "stage1", "perplexity"])
 def test_a_missing_file_gives_a_line_of_dashes(results, name):
     table = tables.TABLES[name](results)
     assert {cell for line in body(table) for cell in line} == {"–"}
@@ -131,6 +144,18 @@ def test_stage1_shows_time_and_memory_with_their_ratios(results):
             "1",
             "a processor",
         ]
+    ]
+
+
+def test_perplexity_puts_untuned_and_tuned_side_by_side(results):
+    tuned = PERPLEXITY | {"method": "outliers", "perplexity": 30.0}
+    floats = PERPLEXITY | {"scheme": "float", "effective_bits": 16.0, "model_bits": 16.0, "perplexity": 29.96}
+    wide = PERPLEXITY | {"window": 1024}
+    write(results / "perplexity.jsonl", [wide, PERPLEXITY | {"perplexity": 1.0}, tuned, PERPLEXITY, floats])
+    assert body(tables.perplexity(results)) == [
+        ["opt", "wiki", "float", "256", "128", "16.000", "16.000", "30.0", "–"],
+        ["opt", "wiki", "w4", "256", "128", "4.223", "6.500", "33.3", "30.0"],
+        ["opt", "wiki", "w4", "1024", "128", "4.223", "6.500", "33.3", "–"],
     ]
 
 
