@@ -12,7 +12,7 @@ from lowbit.errors import AdapterError, DataError, UnsupportedModelError
 from lowbit.loop import load_tokenizer
 from lowbit.scoring import score_text
 from lowbit.tuning import METHODS, prepare, trainer
-from tests.models import WORDS, save_tiny, tiny_tokenizer
+from tests.models import WORDS, file_bytes, save_tiny, tiny_tokenizer
 from tests.tiny import options, toy_data
 
 CAUSAL = ["opt", "gpt2"]
@@ -142,6 +142,25 @@ def test_the_lowest_held_out_loss_is_kept(tiny, data, tmp_path):
     chosen = options(epochs=2, hold_out=0.2, patience=1)
     result = lowbit.tune(tiny.backbone("opt"), tmp_path / "out", data, options=chosen)
     assert result.steps in (2, 4)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, data, tmp_path):
+    def stop(done, total, what):
+        if what == "steps" and done == 2:
+            raise KeyboardInterrupt
+
+    chosen = options(epochs=2, batch_size=8, save_steps=1)
+    whole = lowbit.tune(tiny.backbone("gpt2"), tmp_path / "whole", data, options=chosen)
+    with pytest.raises(KeyboardInterrupt):
+        lowbit.tune(tiny.backbone("gpt2"), tmp_path / "stopped", data, options=chosen, progress=stop)
+    assert [path.name for path in tmp_path.iterdir() if "stopped" in path.name] == [".stopped.checkpoint"]
+    steps = []
+    result = lowbit.tune(
+        tiny.backbone("gpt2"), tmp_path / "stopped", data, options=chosen, progress=lambda *call: steps.append(call)
+    )
+    assert steps[0] == (3, 6, "steps")
+    assert file_bytes(result.path) == file_bytes(whole.path)
+    assert result.metrics == whole.metrics
 
 
 def test_labels_are_not_asked_of_a_language_model(tiny, adapters):
