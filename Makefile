@@ -40,8 +40,12 @@ format: $(READY)
 	$(BIN)/python benchmarks/tables.py
 
 bench: $(READY)
+	$(BIN)/python -m pip install -e ".[bench]"
 	$(BIN)/python benchmarks/size.py
 	$(BIN)/python benchmarks/stage1_cost.py
+	$(BIN)/python benchmarks/untuned.py --split train --peers
+	$(BIN)/python benchmarks/untuned.py --split dev
+	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/tables.py
 

@@ -1,16 +1,12 @@
 """A random checkpoint of BERT-base geometry, for measurements where values do not matter."""
 
-import json
 import platform
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertModel
 
-import lowbit
 from lowbit.loop import isolated_rng
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def bert_base(folder: Path) -> Path:
@@ -18,15 +14,6 @@ def bert_base(folder: Path) -> Path:
     with isolated_rng(0):
         BertModel(BertConfig()).save_pretrained(folder)
     return folder
-
-
-def append(name: str, row: dict) -> None:
-    """Add one row to a result file."""
-    RESULTS.mkdir(exist_ok=True)
-    row |= {"torch": torch.__version__.split("+")[0], "lowbit": lowbit.__version__}
-    with (RESULTS / name).open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
 
 
 def processor() -> str:

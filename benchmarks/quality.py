@@ -7,20 +7,17 @@ interrupted study continues. The recipe is fixed before dev is read: no option i
 """
 
 import argparse
-import datetime
-import json
 import tempfile
 from pathlib import Path
 
-import torch
-import transformers
+from rows import RESULTS, append, done
 
 import lowbit
 from lowbit.checkpoint import measure
 from lowbit.data import glue_data
 from lowbit.loop import default_device, use_bf16
 
-RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+FILE = RESULTS / "quality.jsonl"
 TASKS = {"sst2": {"train_rows": 12_000, "epochs": 2}, "stsb": {"train_rows": None, "epochs": 3}}
 KEY = ("model", "task", "method", "scheme", "seed", "epochs", "rows", "precision")
 
@@ -59,27 +56,28 @@ def run_task(arguments: argparse.Namespace, task: str, seed: int, work: Path) ->
     options = lowbit.TuneOptions(epochs=settings["epochs"], seed=seed)
     full = work / f"{task}-{seed}-full"
     row = base | {"method": "full", "scheme": "fp32"}
-    if not done(row) or not full.exists():
+    if not done(FILE, row, KEY) or not full.exists():
         result = lowbit.tune(arguments.model, full, data, method="full", options=options)
-        append(row | outcome(result) | {"effective_bits": 32.0, "model_bits": 32.0})
+        append(FILE, row | outcome(result) | {"effective_bits": 32.0, "model_bits": 32.0})
     for scheme in arguments.schemes:
         row = base | {"method": "ptq", "scheme": scheme}
-        if not done(row):
+        if not done(FILE, row, KEY):
             quantized = lowbit.quantize(full, scheme, output=work / f"{task}-{seed}-ptq-{scheme}")
             scores = lowbit.evaluate(quantized.path, data)
             first = next(iter(scores.values()))
             append(
+                FILE,
                 row
                 | {"score": first[data.primary], "trained_parameters": 0, "trained_share": 0.0}
-                | bits(quantized.path)
+                | bits(quantized.path),
             )
         row = base | {"method": "outliers", "scheme": scheme}
-        if not done(row):
+        if not done(FILE, row, KEY):
             backbone = work / f"backbone-{scheme}-{task}-{seed}"
             if not backbone.exists():
                 lowbit.quantize(arguments.model, scheme, output=backbone)
             result = lowbit.tune(backbone, work / f"{task}-{seed}-{scheme}", data, options=options)
-            append(row | outcome(result) | bits(backbone))
+            append(FILE, row | outcome(result) | bits(backbone))
 
 
 def outcome(result) -> dict:
@@ -97,28 +95,6 @@ def bits(path: Path) -> dict:
     """Fields of a row that the files on disk give."""
     size = measure(path)
     return {"effective_bits": round(size.effective_bits, 4), "model_bits": round(size.model_bits, 4)}
-
-
-def done(row: dict) -> bool:
-    """Whether a run with this configuration is in the file."""
-    if not RESULTS.exists():
-        return False
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return any(all(found.get(key) == row[key] for key in KEY) for found in rows)
-
-
-def append(row: dict) -> None:
-    """Add one row, with the versions it was made with."""
-    row |= {
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
-        "lowbit": lowbit.__version__,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

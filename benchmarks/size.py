@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from geometry import append, bert_base
+from geometry import bert_base
+from rows import RESULTS, append
 
 import lowbit
 from lowbit.recipe import Recipe, embedding_scheme
@@ -27,7 +28,7 @@ def main() -> None:
                 "fp32_bytes": whole,
                 "ratio": round(size.file_bytes / whole, 4),
             }
-            append("size.jsonl", row)
+            append(RESULTS / "size.jsonl", row)
 
 
 if __name__ == "__main__":

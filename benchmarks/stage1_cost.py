@@ -15,17 +15,19 @@ import time
 from pathlib import Path
 
 import torch
-from geometry import append, bert_base, processor
+from geometry import bert_base, processor
+from rows import RESULTS, append
 from safetensors.torch import load_file, save_file
 
 import lowbit
-
-STRATEGIES = ("minmax", "sigma", "mse")
+from lowbit.strategies import needs_hessian, strategy_names
 
 
 def main() -> None:
     """Take turns, then report medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    data_free = [name for name in strategy_names() if not needs_hessian(lowbit.Scheme(strategy=name))]
+    parser.add_argument("--strategies", nargs="+", default=data_free, choices=data_free, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
@@ -35,7 +37,7 @@ def main() -> None:
         what, source, output = arguments.child
         print(json.dumps(measure(what, Path(source), Path(output))))
         return
-    found: dict[str, list[dict]] = {what: [] for what in ("copy", *STRATEGIES)}
+    found: dict[str, list[dict]] = {what: [] for what in ("copy", *arguments.strategies)}
     with tempfile.TemporaryDirectory() as temporary:
         source = bert_base(Path(temporary) / "float")
         largest = max(tensor.nbytes for tensor in load_file(source / "model.safetensors").values())
@@ -45,7 +47,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--threads", str(arguments.threads), *child]
                 results.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
     copy = statistics.median(result["seconds"] for result in found["copy"])
-    for strategy in STRATEGIES:
+    for strategy in arguments.strategies:
         times = [result["seconds"] for result in found[strategy]]
         peak = max(result["peak"] for result in found[strategy])
         row = {
@@ -63,7 +65,7 @@ def main() -> None:
             "threads": arguments.threads,
             "cpu": processor(),
         }
-        append("stage1_cost.jsonl", row)
+        append(RESULTS / "stage1_cost.jsonl", row)
 
 
 def measure(what: str, source: Path, output: Path) -> dict:

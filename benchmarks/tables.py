@@ -6,77 +6,19 @@ them is generated. ``--check`` writes nothing, prints a unified diff and exits w
 
 import argparse
 import difflib
-import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
-Table = Callable[[Path], str]
+import untuned_tables  # noqa: F401  # registers its tables
+from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
+from rows import Row, RowError, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MISSING = "–"
 REGION = re.compile(r"^<!-- table:(?P<name>\w+) -->\n.*?^<!-- /table -->$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"^<!-- (?:table:\w+|/table) -->$", re.MULTILINE)
-
-TABLES: dict[str, Table] = {}
-
-
-class TableError(Exception):
-    """A results file or a marked region cannot be used; the message names file and line."""
-
-
-def table(name: str) -> Callable[[Table], Table]:
-    """Register a function from the results folder to a markdown table under ``name``."""
-
-    def register(function: Table) -> Table:
-        TABLES[name] = function
-        return function
-
-    return register
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSONL file in the order written; none where the file does not exist."""
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise TableError(f"{path}:{number}: not JSON ({error}); mend or delete the line") from error
-    return rows
-
-
-def newest(rows: Iterable[Row], *key: str) -> list[Row]:
-    """The newest row per key: the latest ``date``, and the later line where dates are equal or absent."""
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(rows, key=lambda row: row.get("date") or ""):
-        found[tuple(row.get(name) for name in key)] = row
-    return list(found.values())
-
-
-def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]], *, text_columns: int) -> str:
-    """A markdown table: the first ``text_columns`` left-aligned, the others right-aligned."""
-    rule = ["---" if column < text_columns else "---:" for column in range(len(headings))]
-    body = lines or [[MISSING] * len(headings)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *body))
-
-
-def show(row: Row, field: str, form: str = "{}") -> str:
-    """One field of a row as text."""
-    return MISSING if row.get(field) is None else form.format(row[field])
-
-
-def mebibytes(row: Row, field: str) -> str:
-    """A field in bytes as MiB."""
-    return MISSING if row.get(field) is None else f"{row[field] / 2**20:.1f} MiB"
 
 
 @table("quality")
@@ -173,14 +115,33 @@ def stage1(results: Path) -> str:
     return markdown(headings, lines, text_columns=3)
 
 
+@table("budgets")
+def budgets(results: Path) -> str:
+    """One line per recipe, those that are compared together."""
+    headings = ["Model", "Compared at", "Recipe", "Effective bits", "Spearman on dev", "Loss", "Distance"]
+    lines = [
+        [
+            show(row, "model"),
+            show(row, "budget"),
+            show(row, "label"),
+            show(row, "effective_bits", "{:.3f}"),
+            show(row, "spearman", "{:.4f}"),
+            show(row, "loss", "{:+.4f}"),
+            show(row, "distance", "{:.4f}"),
+        ]
+        for row in sorted(newest(read_rows(results / "budgets.jsonl"), "model", "label"), key=lambda row: row["budget"])
+    ]
+    return markdown(headings, lines, text_columns=3)
+
+
 def fill(text: str, path: Path, results: Path) -> str:
     """``text`` of the document ``path`` with every marked region generated anew."""
     regions = list(REGION.finditer(text))
     if len(MARKER.findall(text)) != 2 * len(regions):
-        raise TableError(f"{path}: every `<!-- table:NAME -->` needs its own `<!-- /table -->` on a later line")
+        raise RowError(f"{path}: every `<!-- table:NAME -->` needs its own `<!-- /table -->` on a later line")
     for region in regions:
         if region["name"] not in TABLES:
-            raise TableError(f"{path}: unknown table {region['name']!r}; use one of {', '.join(TABLES)}")
+            raise RowError(f"{path}: unknown table {region['name']!r}; use one of {', '.join(TABLES)}")
 
     def generate(region: re.Match[str]) -> str:
         name = region["name"]
@@ -207,7 +168,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     check = parser.parse_args(arguments).check
     try:
         stale = stale_documents(root)
-    except TableError as error:
+    except RowError as error:
         print(error, file=sys.stderr)
         return 2
     for path, (before, after) in stale.items():

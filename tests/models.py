@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import BertConfig, GPT2Config, OPTConfig, PreTrainedTokenizerFast, RobertaConfig, T5Config
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from lowbit.nn import QuantModule
@@ -52,14 +52,52 @@ _GPT2 = {
     "eos_token_id": 2,
     "bos_token_id": 2,
 }
+_BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 24,
+    "scale_embedding": True,
+}
+_DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+_DEBERTA = _BERT | {"relative_attention": True, "position_biased_input": False, "pos_att_type": "p2c|c2p"}
+_DEBERTA_V2 = {"position_buckets": 4, "norm_rel_ebd": "layer_norm"}
+_LLAMA = _BERT | {"num_key_value_heads": 2, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+_ROBERTA = _BERT | {"pad_token_id": 1, "type_vocab_size": 1}
+_GPT_NEO = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4}
+# Variants of a model type have a name of their own; all others are called by their type.
+_VARIANTS = {"t5-v1.1": "t5", "opt-projected": "opt", "deberta-v2-conv": "deberta-v2", "llama-tied": "llama"}
 _CONFIGS = {
-    "bert": (BertConfig, _BERT),
-    "roberta": (RobertaConfig, _BERT | {"pad_token_id": 1, "type_vocab_size": 1}),
-    "t5": (T5Config, _T5 | {"feed_forward_proj": "relu"}),
-    "t5-v1.1": (T5Config, _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "opt": (OPTConfig, _OPT | {"word_embed_proj_dim": 32}),
-    "opt-projected": (OPTConfig, _OPT | {"word_embed_proj_dim": 24, "do_layer_norm_before": False}),
-    "gpt2": (GPT2Config, _GPT2),
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": _BERT | {"pad_token_id": 1},
+    "distilbert": {"vocab_size": VOCABULARY, "max_position_embeddings": 24} | _DISTILBERT,
+    "electra": _BERT | {"embedding_size": 24},
+    "albert": _BERT | {"embedding_size": 24},
+    "deberta-v2": _DEBERTA | _DEBERTA_V2 | {"share_att_key": True},
+    "deberta-v2-conv": _DEBERTA | _DEBERTA_V2 | {"conv_kernel_size": 3, "position_biased_input": True},
+    "t5": _T5 | {"feed_forward_proj": "relu"},
+    "t5-v1.1": _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "bart": _BART,
+    "opt": _OPT | {"word_embed_proj_dim": 32},
+    "opt-projected": _OPT | {"word_embed_proj_dim": 24, "do_layer_norm_before": False},
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "llama-tied": _LLAMA | {"tie_word_embeddings": True},
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA | {"tie_word_embeddings": True},
+    "qwen3": _LLAMA | {"tie_word_embeddings": True, "head_dim": 8},
+    # Types without a row in the table.
+    "deberta": _DEBERTA,
+    "gpt_neo": {"vocab_size": VOCABULARY, "hidden_size": 32, "max_position_embeddings": 24} | _GPT_NEO,
+    "xlnet": {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+    "mt5": _T5 | {"feed_forward_proj": "gated-gelu"},
 }
 
 # Special tokens in the order of their ids, then how one text and a pair of texts are dressed. GPT-2 adds nothing.
@@ -74,6 +112,12 @@ _TOKENIZERS = {
     "opt": (_ROBERTA_TOKENS, "</s> $A", "</s> $A </s> $B"),
     "gpt2": (_GPT2_TOKENS, "$A", "$A $B"),
 }
+_BERT_LIKE, _ROBERTA_LIKE = _TOKENIZERS["bert"], _TOKENIZERS["roberta"]
+_LLAMA_LIKE = (_GPT2_TOKENS, "<s> $A", "<s> $A $B")
+_TOKENIZERS |= dict.fromkeys(("distilbert", "electra", "albert", "deberta-v2", "deberta"), _BERT_LIKE)
+_TOKENIZERS |= dict.fromkeys(("xlm-roberta", "mpnet", "bart"), _ROBERTA_LIKE)
+_TOKENIZERS |= dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA_LIKE)
+_TOKENIZERS |= {"gpt_neo": _TOKENIZERS["gpt2"], "xlnet": (_BERT_TOKENS, "$A [SEP] [CLS]", "$A [SEP] $B [SEP] [CLS]")}
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "book", "song", "the", "a", "was", "it", "very"]
 
 # One generative or bare class per architecture, and one classifier.
@@ -97,8 +141,7 @@ CLASSIFIERS = [
 
 def tiny_config(arch, **changes):
     """Configuration of a tiny model: width 32, 2 layers, 64 tokens."""
-    config_class, values = _CONFIGS[arch]
-    return config_class(**(values | changes))
+    return CONFIG_MAPPING[_VARIANTS.get(arch, arch)](**(_CONFIGS[arch] | changes))
 
 
 def tiny_model(arch, class_name, seed=0, **changes):
@@ -145,8 +188,9 @@ def tiny_batch(config):
     mask[1, 6:] = 0
     ids[1, 6:] = config.pad_token_id or 0
     ids[:, 0] = 2
-    if config.model_type == "t5":
+    if config.is_encoder_decoder:
         ids[0, 8] = ids[1, 5] = config.eos_token_id
+        ids[:, 0] = 3
     return {"input_ids": ids, "attention_mask": mask}
 
 

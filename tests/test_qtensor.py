@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lowbit.errors import CheckpointError, SchemeError, WeightError
 from lowbit.packing import packed_size
-from lowbit.qtensor import QuantizedTensor, quantize_tensor, tensor_specs
+from lowbit.qtensor import QuantizedTensor, quantize_tensor, quantize_with_error, tensor_specs
 from lowbit.scheme import OutlierRule, Scheme
 
 GRIDS = [{"levels": "full"}, {"levels": "midrise"}, {"symmetric": False}]
@@ -37,13 +37,17 @@ def weights_and_schemes(draw):
     columns = draw(st.integers(1, 8)) * group if granularity == "group" else draw(st.integers(1, 37))
     share = draw(st.none() | st.floats(0.001, 0.5))
     rule = draw(st.sampled_from(["tail", "magnitude", "error", "random"]))
+    if draw(st.sampled_from(["uniform", "uniform", "codebook"])) == "codebook":
+        fit = {"strategy": "kmeans", "levels": draw(st.sampled_from(["codebook", "shared-codebook"]))}
+    else:
+        uniform = ["hqq", "lsq", "minmax", "mse", "percentile", "sigma"]
+        fit = {"strategy": draw(st.sampled_from(uniform)), **draw(st.sampled_from(GRIDS))}
     scheme = Scheme(
         bits=draw(st.integers(2, 8)),
         granularity=granularity,
         group_size=group if granularity == "group" else None,
-        strategy=draw(st.sampled_from(["minmax", "mse", "sigma"])),
         outliers=None if share is None else OutlierRule(rule, share),
-        **draw(st.sampled_from(GRIDS)),
+        **fit,
     )
     weight = gaussian(draw(st.integers(1, 9)), columns, seed=draw(st.integers(0, 99)))
     return weight * draw(st.sampled_from([1e-6, 0.02, 30.0])), scheme
@@ -69,10 +73,16 @@ def test_inliers_are_within_half_a_step_and_outliers_exact_to_float16(case):
     found = quantize_tensor(weight, scheme)
     decoded, codes = found.dequantize(), found.codes()
     steps = found.scale.float().repeat_interleave(weight.shape[1] // found.scale.shape[1], dim=1)
-    unclipped = (codes > 0) & (codes < 2**scheme.bits - 1)
     positions = found.outlier_positions()
-    unclipped.view(-1)[positions] = False
-    assert ((decoded - weight).abs() <= steps * 0.5001)[unclipped].all()
+    if found.codebook is None:
+        unclipped = (codes > 0) & (codes < 2**scheme.bits - 1)
+        unclipped.view(-1)[positions] = False
+        assert ((decoded - weight).abs() <= steps * 0.5001)[unclipped].all()
+    else:  # no entry is nearer than the one that was taken
+        entries = found.codebook.float().repeat_interleave(weight.numel() // found.codebook.shape[0], dim=0)
+        nearest = (entries * steps.reshape(-1, 1) - weight.reshape(-1, 1)).abs().amin(dim=1).view(weight.shape)
+        dense = found.dequantize_dense()
+        assert ((dense - weight).abs() <= nearest + 1e-5 * steps).all()
     assert torch.equal(decoded.flatten()[positions], weight.flatten()[positions].half().float())
     assert positions.tolist() == sorted(set(positions.tolist()))
 
@@ -139,6 +149,27 @@ def test_effective_bits_of_w4_with_half_a_percent(shape):
 def test_effective_bits_are_those_of_the_tensors():
     stored = sum(t.nbytes for t in quantize_tensor(gaussian(768, 768), Scheme()).to_tensors().values())
     assert stored == 768 * 768 // 2 + 768 * 4 + 769 * 4 + 2949 * (2 + 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "books"),
+    [
+        ({}, 24),
+        ({"granularity": "tensor"}, 1),
+        ({"granularity": "group", "group_size": 16}, 24 * 4),
+        ({"levels": "shared-codebook"}, 1),
+        ({"levels": "shared-codebook", "granularity": "group", "group_size": 16}, 1),
+    ],
+    ids=str,
+)
+def test_codebooks_count_in_the_bytes(fields, books):
+    """Sixteen entries of two bytes for each codebook, on top of codes and step sizes."""
+    scheme = Scheme(strategy="kmeans", outliers=None, **fields)
+    tensors = quantize_tensor(gaussian(24, 64), scheme).to_tensors()
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()} == tensor_specs(scheme, (24, 64))
+    uniform = Scheme(outliers=None, **{n: v for n, v in fields.items() if n != "levels"})
+    without = sum(t.nbytes for t in quantize_tensor(gaussian(24, 64), uniform).to_tensors().values())
+    assert sum(t.nbytes for t in tensors.values()) == without + books * 32
 
 
 @pytest.mark.parametrize(("columns", "dtype"), [(65_535, torch.uint16), (65_536, torch.int32)])
@@ -246,3 +277,14 @@ def test_specs_of_a_sigma_threshold_need_the_count():
     with pytest.raises(SchemeError, match="depends on the weights"):
         tensor_specs(scheme, (4, 10))
     assert tensor_specs(scheme, (4, 10), 3)["outlier_value"] == (torch.float16, (3,))
+
+
+@pytest.mark.parametrize("scheme", ["w2", "w3g16o2", "w8t", "w4o0"])
+def test_the_error_is_that_of_the_dequantized_weight(scheme):
+    weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0)) ** 3
+    tensor, error = quantize_with_error(weight, Scheme.parse(scheme))
+    assert error == pytest.approx(float((weight - tensor.dequantize()).norm() / weight.norm()), rel=1e-5)
+
+
+def test_a_weight_of_zeros_has_no_error():
+    assert quantize_with_error(torch.zeros(4, 8), Scheme())[1] == 0.0

@@ -324,3 +324,41 @@ def test_seed_and_source_do_not_leak_into_the_files(tmp_path):
     quantize_checkpoint(source, W4, tmp_path / "b", seed=2)
     assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
     assert all(str(tmp_path).encode() not in path.read_bytes() for path in (tmp_path / "a").iterdir())
+
+
+BUDGETS = {"spread": {"scheme": {"bits": 3, "outliers": {"spread": "model"}}}, "bits": {"target_bits": 7.5}}
+BUDGETS["both"] = BUDGETS["spread"] | {"target_bits": 7.5}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(("arch", "class_name"), [("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")])
+def test_budgets_agree_on_every_path(tmp_path, arch, class_name, budget):
+    recipe = Recipe.parse(BUDGETS[budget] | {"overrides": [{"match": "*.1.*", "scheme": "w8"}]})
+    source = save_tiny(tmp_path / "m", arch, class_name)
+    done = quantize_checkpoint(source, recipe, tmp_path / "a")
+    assert in_memory(source, recipe, tmp_path / "b") == done.plan == lowbit.plan(source, recipe)
+    assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
+    assert verify_backbone(tmp_path / "a").quantized_modules == len(done.plan.quantized)
+    assert done.size.effective_bits == pytest.approx(done.plan.effective_bits)
+    lowbit.save(getattr(transformers, class_name).from_pretrained(tmp_path / "a"), tmp_path / "c")
+    saved = {
+        name: value for name, value in file_bytes(tmp_path / "c").items() if name != "README.md"
+    }  # names its source
+    assert saved.items() < file_bytes(tmp_path / "a").items()
+
+
+def test_errors_are_those_of_what_is_stored(tmp_path):
+    recipe = Recipe.parse({"scheme": "w3o2", "overrides": [{"match": "*.1.*", "scheme": {"symmetric": False}}]})
+    source = save_tiny(tmp_path / "m", "gpt2", "GPT2LMHeadModel")
+    done = quantize_checkpoint(source, recipe, tmp_path / "q")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "q")
+    before = transformers.GPT2LMHeadModel.from_pretrained(source)
+    assert list(done.plan.errors) == [entry.name for entry in done.plan.quantized]
+    assert model.config.quantization_config.errors == done.plan.errors
+    for name, error in done.plan.errors.items():
+        path = find_module(model, name)
+        module = before.get_submodule(path)
+        weight = float_weight(module, module.weight.data)
+        true = (weight - model.get_submodule(path).weight).norm() / weight.norm()
+        assert error == pytest.approx(float(true), rel=1e-3)
+        assert float(f"{error:.4g}") == error

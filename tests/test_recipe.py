@@ -151,3 +151,18 @@ def test_broken_files_are_named(file, name, content, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(SchemeError, match=r"none\.yaml does not exist"):
         Recipe.parse(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("bits", ["3.2", 0, -1, True, float("nan")])
+def test_target_bits_are_a_number(bits):
+    with pytest.raises(SchemeError, match="`target_bits` is a number of bits per weight"):
+        Recipe.parse({"target_bits": bits})
+
+
+def test_target_bits_choose_for_the_default_scheme_only():
+    recipe = Recipe.parse({"target_bits": 3.2, "overrides": [{"match": "a.*", "scheme": "w4"}]})
+    assert Recipe.parse(recipe.to_dict()) == recipe
+    assert recipe.chooses_bits("b.c", "linear")
+    assert not recipe.chooses_bits("a.c", "linear")
+    assert not recipe.chooses_bits("b.c", "embedding")
+    assert not Recipe().chooses_bits("b.c", "linear")

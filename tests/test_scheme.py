@@ -175,3 +175,17 @@ def test_unknown_keys_are_refused_with_the_known_ones():
 def test_replace_checks_again():
     with pytest.raises(SchemeError):
         replace(Scheme(), bits=9)
+
+
+def test_with_bits_follows_default_levels_only():
+    assert Scheme(bits=4).with_bits(2) == Scheme(bits=2)
+    assert Scheme(bits=2).with_bits(4) == Scheme(bits=4)
+    assert Scheme(bits=4, levels="midrise").with_bits(3) == Scheme(bits=3, levels="midrise")
+
+
+def test_a_spread_over_the_model_needs_errors():
+    with pytest.raises(SchemeError, match="use the rule `error`"):
+        OutlierRule(rule="tail", spread="model")
+    with pytest.raises(SchemeError, match="unknown spread 'layer'"):
+        OutlierRule(spread="layer")
+    assert str(Scheme(outliers=OutlierRule(spread="model"))) == "w4 (outliers spread over the model)"

@@ -7,6 +7,7 @@ from lowbit.adapter import load, merge
 from lowbit.api import plan, quantize
 from lowbit.evaluation import evaluate
 from lowbit.hf import LowbitConfig, save
+from lowbit.hub import push
 from lowbit.inspection import inspect, verify
 from lowbit.plan import Plan
 from lowbit.recipe import Recipe
@@ -30,6 +31,7 @@ __all__ = [
     "merge",
     "plan",
     "predict",
+    "push",
     "quantize",
     "save",
     "tune",

@@ -10,22 +10,24 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import SchemeError
 from lowbit.hf import LowbitConfig, attach
-from lowbit.plan import Plan, make_plan
-from lowbit.quantize import Progress, Quantized, plan_checkpoint, quantize_checkpoint, quantize_model
+from lowbit.plan import Plan
+from lowbit.quantize import Progress, Quantized, plan_checkpoint, plan_model, quantize_checkpoint, quantize_model
 from lowbit.recipe import Recipe
 from lowbit.scheme import Scheme
 
 RecipeLike = str | Path | Mapping[str, Any] | Scheme | Recipe
 
 
-def plan(model: str | Path | PreTrainedModel, recipe: RecipeLike = "w4") -> Plan:
+def plan(model: str | Path | PreTrainedModel, recipe: RecipeLike = "w4", *, progress: Progress | None = None) -> Plan:
     """What quantizing would do to each module, and why; nothing is written.
 
     ``model`` is a folder, a hub id or a loaded model; ``recipe`` a scheme's short form, a recipe file, mapping or
-    value.
+    value. A budget for the whole model takes a pass over the weights, ``target_bits`` some runs of the model;
+    ``progress(done, total, name)`` is called on the way.
     """
     parsed = Recipe.parse(recipe)
-    return make_plan(model, parsed) if isinstance(model, PreTrainedModel) else plan_checkpoint(model, parsed)
+    plan_it = plan_model if isinstance(model, PreTrainedModel) else plan_checkpoint
+    return plan_it(model, parsed, progress)
 
 
 def quantize(

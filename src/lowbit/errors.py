@@ -3,6 +3,9 @@
 All derive from :class:`LowbitError`; the command line prints the message and exits with code 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LowbitError(Exception):
     """Base class of every error that a caller can mend."""
@@ -29,7 +32,11 @@ class AdapterError(LowbitError):
 
 
 class OutputExistsError(LowbitError, FileExistsError):
-    """The output directory exists already; nothing was written."""
+    """The output directory, or another model in the hub's repository, exists already; nothing was written."""
+
+
+class HubError(LowbitError):
+    """The hub cannot be reached, or refuses what was asked; the message says what it needs."""
 
 
 class DataError(LowbitError, ValueError):
@@ -38,3 +45,12 @@ class DataError(LowbitError, ValueError):
 
 class MissingExtraError(LowbitError, ImportError):
     """An optional dependency is needed; the message says what to install."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of a module or tensor before what a :class:`LowbitError` raised inside the block says."""
+    try:
+        yield
+    except LowbitError as error:
+        raise type(error)(f"{name}: {error}") from error

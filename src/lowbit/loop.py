@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from lowbit.arch import position_limit
 from lowbit.errors import CheckpointError, DataError, SchemeError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -91,11 +92,9 @@ def length_order(features: Sequence[dict[str, Any]]) -> list[int]:
 
 def check_lengths(model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
     """Raise :class:`DataError` where a tokenized row is longer than the model has positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = position_limit(model)
     if positions is None:
         return
-    if model.config.model_type == "roberta":
-        positions -= model.config.pad_token_id + 1  # its positions are counted from there
     longest = max(len(row["input_ids"]) for row in features)
     if longest > positions:
         raise DataError(f"a row has {longest} tokens, the model takes {positions}; lower the maximum length to that")

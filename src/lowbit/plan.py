@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from lowbit.arch import roles, weight_shape
-from lowbit.errors import CheckpointError, LowbitError, SchemeError, UnsupportedModelError
+from lowbit.arch import ARCHITECTURES, own_tensors, roles, weight_shape
+from lowbit.errors import CheckpointError, SchemeError, UnsupportedModelError, naming
 from lowbit.nn import QuantModule
 from lowbit.outliers import count_outliers
 from lowbit.qtensor import tensor_specs
@@ -23,11 +23,13 @@ CONFIG_VERSION = 1
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One module that holds parameters.
+    """One module that holds parameters or stored buffers.
 
     ``name`` is relative to the base model; ``kind`` is ``linear``, ``conv1d``, ``embedding``, ``tied`` or
-    ``skipped``; ``scheme`` is None for the last two, ``reason`` says why. ``weights`` counts all its parameters;
-    ``bytes_before`` and ``bytes_after`` are what they take on disk.
+    ``skipped``; ``scheme`` is None for the last two. ``reason`` says why a module is skipped, or what the choice of
+    its width went by. ``weights`` counts all its parameters
+    and stored buffers; ``bytes_before`` and ``bytes_after`` are what they take
+    on disk.
     """
 
     name: str
@@ -42,12 +44,24 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to each module of one model, in model order."""
+    """What is done to each module of one model, in model order.
+
+    ``errors``: the relative weight error of each quantized module by name, known once it is quantized; no part of
+    what is planned, so plans are compared without it.
+    """
 
     model_type: str
     model_class: str
     recipe: Recipe
     entries: tuple[PlanEntry, ...]
+    errors: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever uses the result should know; empty for a model type of the table."""
+        if self.model_type in ARCHITECTURES:
+            return ()
+        return (f"model type {self.model_type!r} has no row in the table; generic rule",)
 
     @property
     def quantized(self) -> tuple[PlanEntry, ...]:
@@ -68,7 +82,7 @@ class Plan:
     def effective_bits(self) -> float:
         """Bits of all tensors of the quantized block linears, biases excluded, over their weights."""
         linears = [(e.scheme, e.shape) for e in self.quantized if e.kind != "embedding"]
-        stored = sum(_payload_bytes(scheme, shape) for scheme, shape in linears if scheme and shape)
+        stored = sum(payload_bytes(scheme, shape) for scheme, shape in linears if scheme and shape)
         weights = sum(math.prod(shape) for _, shape in linears if shape)
         return 8 * stored / weights if weights else 0.0
 
@@ -87,6 +101,7 @@ class Plan:
         return {
             "model_type": self.model_type,
             "model_class": self.model_class,
+            "notes": list(self.notes),
             "recipe": self.recipe.to_dict(),
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
@@ -99,9 +114,9 @@ class Plan:
 def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) -> Plan:
     """Resolve ``recipe`` against a model; its weights are not read, so it may live on the meta device.
 
-    Raises UnsupportedModelError for an unknown model type or a quantized model, and SchemeError for a scheme that
-    does not fit a module, with the module's name, or (``strict``; not for a recipe that fitted another task class)
-    for a pattern that matches nothing.
+    Raises UnsupportedModelError for a quantized model, and SchemeError for a scheme that does not fit a module, with
+    the module's name, or (``strict``; not for a recipe that fitted another task class) for a pattern that matches
+    nothing.
     """
     if any(isinstance(module, QuantModule) for module in model.modules()):
         raise UnsupportedModelError("the model is quantized already; start from the float model")
@@ -110,11 +125,11 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) ->
         recipe.check_patterns([role.name for role in found if role.kind not in ("tied", "skipped")])
     entries = []
     for role in found:
-        module = model.get_submodule(role.path)
+        module, prefix = model.get_submodule(role.path), f"{role.path}." if role.path else ""
         parameters = {
             name: parameter
-            for name, parameter in module.named_parameters(recurse=False)
-            if f"{role.path}.{name}" not in model.all_tied_weights_keys  # counted, and stored, where it is tied to
+            for name, parameter in own_tensors(module).items()
+            if prefix + name not in model.all_tied_weights_keys  # counted, and stored, where it is tied to
         }
         weights = sum(parameter.numel() for parameter in parameters.values())
         before = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
@@ -127,10 +142,8 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) ->
             continue
         shape = weight_shape(module)
         weight = parameters["weight"]
-        try:
-            payload = _payload_bytes(scheme, shape)
-        except LowbitError as error:
-            raise type(error)(f"{role.name}: {error}") from error
+        with naming(role.name):
+            payload = payload_bytes(scheme, shape)
         after = before - weight.numel() * weight.element_size() + payload
         entries.append(PlanEntry(role.name, role.kind, shape, scheme, "", weights, before, after))
     if not any(entry.scheme for entry in entries):
@@ -138,7 +151,21 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) ->
     return Plan(model.config.model_type, type(model).__name__, recipe, tuple(entries))
 
 
-def _payload_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
+def with_schemes(plan: Plan, schemes: Mapping[str, Scheme], reasons: Mapping[str, str] | None = None) -> Plan:
+    """The plan with other schemes (and reasons) for some of its quantized modules, by name."""
+    entries = []
+    for entry in plan.entries:
+        scheme = schemes.get(entry.name)
+        if entry.scheme is not None and scheme is not None:
+            assert entry.shape is not None
+            added = payload_bytes(scheme, entry.shape) - payload_bytes(entry.scheme, entry.shape)
+            reason = (reasons or {}).get(entry.name, entry.reason)
+            entry = replace(entry, scheme=scheme, reason=reason, bytes_after=entry.bytes_after + added)
+        entries.append(entry)
+    return replace(plan, entries=tuple(entries))
+
+
+def payload_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes of the stored tensors; a sigma threshold, whose count depends on the weights, is taken as 0.5 %."""
     size = shape[0] * shape[1]
     rule = scheme.outliers
@@ -157,7 +184,7 @@ class ModuleSpec:
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:
-    """The ``quantization_config`` of ``config.json``: the recipe and the explicit list of quantized modules."""
+    """The ``quantization_config`` of ``config.json``: the recipe, and the quantized modules with their errors."""
     groups: list[dict[str, Any]] = []
     for entry in plan.quantized:
         assert entry.scheme is not None
@@ -173,6 +200,8 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
         "version": CONFIG_VERSION,
         "recipe": plan.recipe.to_dict(),
         "groups": groups,
+        "reasons": {entry.name: entry.reason for entry in plan.quantized if entry.reason},
+        "errors": dict(plan.errors),
     }
 
 

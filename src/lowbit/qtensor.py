@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,12 +12,11 @@ from lowbit.errors import CheckpointError, SchemeError, WeightError
 from lowbit.outliers import count_outliers, select
 from lowbit.packing import pack, packed_size, unpack
 from lowbit.scheme import Scheme
-from lowbit.strategies import get_strategy
-from lowbit.strategies.grid import encode, round_trip, to_blocks
-from lowbit.strategies.registry import Parameters
+from lowbit.strategies import Fit, get_strategy, grid_scheme, needs_hessian
+from lowbit.strategies.gptq import DAMPING, error_weights
+from lowbit.strategies.grid import as_stored, decode, encode, group_sum, round_trip, to_blocks
 
 _HALF_MAX = 65504.0
-_HALF_TINY = 2.0**-24
 _SHORT_COLUMNS = 65535
 
 
@@ -26,7 +26,8 @@ class QuantizedTensor:
 
     ``weight`` uint8, flat: the densely packed codes in row-major order. ``scale`` [1, 1], [out, 1] or
     [out, groups]: float32, or float16 for groups. ``zero_point`` uint8 of the same shape for asymmetric
-    schemes. ``outlier_ptr`` int32 [out + 1], ``outlier_col`` uint16 (int32 above 65,535 columns) and
+    schemes. ``codebook`` float16 [groups, 2^bits] or, where it is shared, [1, 2^bits], in units of the scale, for the
+    levels of that name. ``outlier_ptr`` int32 [out + 1], ``outlier_col`` uint16 (int32 above 65,535 columns) and
     ``outlier_value`` float16 [outliers]: values that *replace* the decoded weight, in compressed sparse rows.
     """
 
@@ -35,6 +36,7 @@ class QuantizedTensor:
     weight: torch.Tensor
     scale: torch.Tensor
     zero_point: torch.Tensor | None = None
+    codebook: torch.Tensor | None = None
     outlier_ptr: torch.Tensor | None = None
     outlier_col: torch.Tensor | None = None
     outlier_value: torch.Tensor | None = None
@@ -64,14 +66,14 @@ class QuantizedTensor:
 
     def dequantize_dense(self) -> torch.Tensor:
         """The decoded float32 weight [out, in] without the outliers."""
-        groups = self.scale.shape[1]
-        codes = self.codes().float().view(self.shape[0], groups, -1)
-        offset = self.scheme.offset if self.zero_point is None else self.zero_point.float()[:, :, None]
-        return codes.sub_(offset).mul_(self.scale.float()[:, :, None]).view(self.shape)
+        zero_point = None if self.zero_point is None else self.zero_point.view(-1)
+        codebook = None if self.codebook is None else self.codebook.float()
+        fit = Fit(self.scale.float().view(-1), zero_point, codebook)
+        return decode(to_blocks(self.codes().float(), self.scheme), self.scheme, fit).view(self.shape)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The stored tensors by their names on disk; :meth:`from_tensors` is the exact inverse."""
-        names = ("weight", "scale", "zero_point", "outlier_ptr", "outlier_col", "outlier_value")
+        names = ("weight", "scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @classmethod
@@ -110,6 +112,9 @@ def tensor_specs(scheme: Scheme, shape: tuple[int, int], outliers: int | None = 
     }
     if not scheme.symmetric:
         specs["zero_point"] = (torch.uint8, groups)
+    if scheme.codebook_shared is not None:
+        books = 1 if scheme.codebook_shared else groups[0] * groups[1]
+        specs["codebook"] = (torch.float16, (books, 2**scheme.bits))
     if scheme.outliers is not None:
         count = count_outliers(scheme.outliers, size) if outliers is None else outliers
         if count is None:
@@ -121,39 +126,76 @@ def tensor_specs(scheme: Scheme, shape: tuple[int, int], outliers: int | None = 
 
 
 def quantize_tensor(
-    weight: torch.Tensor, scheme: Scheme, *, generator: torch.Generator | None = None
+    weight: torch.Tensor,
+    scheme: Scheme,
+    *,
+    hessian: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> QuantizedTensor:
     """Quantize a float weight [out, in]; pure, deterministic, device preserving.
 
-    The dense part is fitted without the outliers. ``generator`` (CPU) serves the rule ``random`` only; without
-    one it starts from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`;
-    a group that does not divide raises :class:`SchemeError`.
+    The dense part is fitted without the outliers. ``hessian`` float32 [in, in], the second moments of the layer's
+    inputs, is for strategies that need it. ``generator`` (CPU) serves the rule ``random`` only; without one it starts
+    from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`; a group that does not
+    divide, or a missing Hessian, raises :class:`SchemeError`.
+    """
+    return quantize_with_error(weight, scheme, hessian=hessian, generator=generator)[0]
+
+
+def quantize_with_error(
+    weight: torch.Tensor,
+    scheme: Scheme,
+    *,
+    hessian: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[QuantizedTensor, float]:
+    """:func:`quantize_tensor` and the relative error ``||W - Q(W)||_F / ||W||_F``, outliers in place.
+
+    The error costs little where the codes are at hand. It does not depend on the number of threads; a weight of zeros
+    has the error 0.
     """
     if weight.dim() != 2:
         raise WeightError(f"the weight must be a matrix [out, in], its shape is {list(weight.shape)}")
     shape = (weight.shape[0], weight.shape[1])
-    scheme.groups(shape)
+    groups = scheme.groups(shape)
     weight = weight.detach().to(torch.float32).contiguous()
     check_finite(weight)
-    positions = find_outliers(weight, scheme, generator)
-    scale, zero_point = _as_stored(_fit(weight, scheme, positions), scheme, shape)
-    flat_zero = None if zero_point is None else zero_point.view(-1)
-    codes = encode(to_blocks(weight, scheme), scheme, scale.view(-1).float(), flat_zero)
-    tensors = {"weight": pack(codes.to(torch.uint8), scheme.bits), "scale": scale}
-    if zero_point is not None:
-        tensors["zero_point"] = zero_point
+    positions = find_outliers(weight, scheme, generator, hessian)
+    fit = as_stored(_fit(weight, scheme, positions, hessian), scheme)
+    blocks = to_blocks(weight, scheme)
+    codes = encode(blocks, scheme, fit) if fit.codes is None else fit.codes.float()
+    tensors = {"weight": pack(codes.to(torch.uint8), scheme.bits), "scale": fit.scale.view(groups)}
+    if fit.zero_point is not None:
+        tensors["zero_point"] = fit.zero_point.view(groups)
+    if fit.codebook is not None:
+        tensors["codebook"] = fit.codebook
     if positions is not None:
-        tensors |= _sparse_rows(weight, positions)
-    return QuantizedTensor(shape=shape, scheme=scheme, **tensors)
+        tensors |= _sparse_rows(weight if fit.shift is None else weight + fit.shift.view(shape), positions)
+    specs = tensor_specs(scheme, shape, 0 if positions is None else positions.numel())
+    difference = decode(codes, scheme, fit).sub_(blocks).view(shape)
+    if positions is not None:
+        difference.view(-1)[positions] = tensors["outlier_value"].float() - weight.view(-1)[positions]
+    energy = _energy(weight)
+    tensor = QuantizedTensor(
+        shape=shape, scheme=scheme, **{name: value.to(specs[name][0]) for name, value in tensors.items()}
+    )
+    return tensor, math.sqrt(_energy(difference) / energy) if energy else 0.0
+
+
+def _energy(matrix: torch.Tensor) -> float:
+    """Sum of the squares of a float32 matrix."""
+    return float(group_sum(matrix.square()[None]))
 
 
 def find_outliers(
-    weight: torch.Tensor, scheme: Scheme, generator: torch.Generator | None = None
+    weight: torch.Tensor,
+    scheme: Scheme,
+    generator: torch.Generator | None = None,
+    hessian: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Flat positions of the outliers of a finite float32 weight [out, in]; None when the scheme keeps none.
 
-    The rule ``error`` measures the error on a grid fitted without the Gaussian tail: a grid fitted to all
-    weights has been stretched by the very outliers it should find.
+    A ``hessian`` weighs the errors of the rule ``error`` by what they cost at the output.
     """
     if scheme.outliers is None:
         return None
@@ -161,23 +203,38 @@ def find_outliers(
         generator = torch.Generator().manual_seed(0)
     if scheme.outliers.rule != "error":
         return select(weight, scheme.outliers, None, generator)
-    tail = select(weight, replace(scheme.outliers, rule="tail"), None, None)
-    parameters = _fit(weight, scheme, tail)
+    errors = outlier_errors(weight, scheme)
+    if hessian is not None:
+        errors.view(weight.shape).mul_(error_weights(hessian, scheme.options.get("damping", DAMPING)))
+    return select(weight, scheme.outliers, errors, None)
+
+
+def outlier_errors(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """``|W - Q(W)|`` of a finite float32 weight [out, in] as the rule ``error`` measures it, in the blocks' shape.
+
+    The grid is fitted without the Gaussian tail: a grid fitted to all weights has been stretched by the very outliers
+    it should find.
+    """
+    assert scheme.outliers is not None
+    tail = select(weight, replace(scheme.outliers, rule="tail", spread="matrix"), None, None)
+    fit = _fit(weight, grid_scheme(scheme), tail, None)
     blocks = to_blocks(weight, scheme)
-    error = round_trip(blocks, scheme, *parameters).sub_(blocks).abs_()
-    return select(weight, scheme.outliers, error, None)
+    return round_trip(blocks, scheme, fit).sub_(blocks).abs_()
 
 
-def _fit(weight: torch.Tensor, scheme: Scheme, outliers: torch.Tensor | None) -> Parameters:
+def _fit(weight: torch.Tensor, scheme: Scheme, outliers: torch.Tensor | None, hessian: torch.Tensor | None) -> Fit:
     """Run the strategy on a weight [out, in] with the outliers set aside."""
-    find = get_strategy(scheme.strategy, scheme.options)
+    find = get_strategy(scheme)
+    options = dict(scheme.options)
+    if needs_hessian(scheme):
+        options["hessian"] = hessian
     if outliers is None or not outliers.numel():
-        return find(to_blocks(weight, scheme), scheme, None, **scheme.options)
+        return find(to_blocks(weight, scheme), scheme, None, **options)
     values = weight.clone()
     values.view(-1)[outliers] = 0
     keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
     keep.view(-1)[outliers] = False
-    return find(to_blocks(values, scheme), scheme, to_blocks(keep, scheme), **scheme.options)
+    return find(to_blocks(values, scheme), scheme, to_blocks(keep, scheme), **options)
 
 
 def flat_positions(ptr: torch.Tensor, col: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -195,17 +252,6 @@ def check_finite(weight: torch.Tensor) -> None:
     if not (low.isfinite() and high.isfinite()):
         bad = weight.numel() - int(weight.isfinite().sum())
         raise WeightError(f"{bad} of {weight.numel()} weights are NaN or infinite; repair the checkpoint first")
-
-
-def _as_stored(parameters: Parameters, scheme: Scheme, shape: tuple[int, int]) -> Parameters:
-    """Shape and round the parameters as they are stored, so that codes are fitted to what will be read back."""
-    scale, zero_point = parameters
-    groups = scheme.groups(shape)
-    if scheme.granularity == "group":
-        if float(scale.max()) > _HALF_MAX:
-            raise WeightError("a step size exceeds the float16 range; use the granularity `channel`")
-        scale = scale.clamp(min=_HALF_TINY).to(torch.float16)
-    return scale.view(groups), None if zero_point is None else zero_point.view(groups)
 
 
 def _sparse_rows(weight: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:

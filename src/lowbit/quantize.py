@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from lowbit.arch import find_module, float_weight, swap_modules, weight_shape
+from lowbit.budget import choose_bits, output_changes, spread_outliers
 from lowbit.checkpoint import (
     Size,
     SourceCheckpoint,
@@ -22,12 +24,13 @@ from lowbit.checkpoint import (
     open_source,
     read_config,
     refuse_existing,
-    write_backbone,
+    write_description,
+    write_weights,
 )
-from lowbit.errors import CheckpointError, LowbitError
+from lowbit.errors import CheckpointError, naming
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
-from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_tensor, tensor_specs
+from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
 from lowbit.recipe import Recipe
 
 Progress = Callable[[int, int, str], None]
@@ -42,12 +45,21 @@ class Quantized:
     size: Size
 
 
-def plan_checkpoint(model: str | Path, recipe: Recipe) -> Plan:
-    """The plan for a model given as a folder or hub id; of the weights only headers and tied tables are read."""
+def plan_checkpoint(model: str | Path, recipe: Recipe, progress: Progress | None = None) -> Plan:
+    """The plan for a model given as a folder or hub id.
+
+    Of the weights only headers and tied tables are read, unless the recipe has a budget for the whole model: outliers
+    spread over it are counted in a pass over the weights, and for ``target_bits`` the float model is loaded and run.
+    """
     folder = checkpoint_folder(model)
     skeleton = _skeleton(folder)
     with open_source(folder, skeleton) as source:
-        return make_plan(skeleton.to(source.dtype()), recipe)
+        return _plan_source(folder, skeleton, source, recipe, progress)
+
+
+def plan_model(model: PreTrainedModel, recipe: Recipe, progress: Progress | None = None) -> Plan:
+    """The plan for a loaded float model; equal to that of its checkpoint."""
+    return _settle(make_plan(model, recipe), partial(_model_weight, model), lambda: model, progress)
 
 
 def quantize_checkpoint(
@@ -61,30 +73,29 @@ def quantize_checkpoint(
     refuse_existing(output)
     folder = checkpoint_folder(model)
     skeleton = _skeleton(folder)
-    with open_source(folder, skeleton) as source, atomic_directory(output) as partial:
-        skeleton.to(source.dtype())
-        plan = make_plan(skeleton, recipe)
+    with open_source(folder, skeleton) as source, atomic_directory(output) as unfinished:
+        plan = _plan_source(folder, skeleton, source, recipe, progress)
         stream = _Stream(skeleton, plan, source, seed)
-        tensors = stream.tensors(progress)
         config = skeleton.config
         config.dtype = source.dtype()
-        write_backbone(partial, plan, config, stream.entries, tensors, folder)
+        write_weights(unfinished, stream.entries, stream.tensors(progress))
+        plan = replace(plan, errors=stream.errors)
+        write_description(unfinished, plan, config, folder)
     return Quantized(Path(output), plan, measure(output))
 
 
 def quantize_model(model: PreTrainedModel, recipe: Recipe, *, seed: int = 0) -> Plan:
     """Quantize a loaded float model in place and return the plan; the result equals the streaming path's."""
-    plan = make_plan(model, recipe)
-    tensors = {}
+    plan = plan_model(model, recipe)
+    tensors, errors = {}, {}
     for entry in plan.quantized:
         path = find_module(model, entry.name)
         assert path is not None
-        module = model.get_submodule(path)
-        tensors[path] = _quantize(entry, float_weight(module, module.weight.data), seed)
+        tensors[path], errors[entry.name] = _quantize(entry, _model_weight(model, entry), seed)
     for name, parameter in model.named_parameters():
         _check(name, parameter.data)
     swap_modules(model, tensors)
-    return plan
+    return replace(plan, errors=errors)
 
 
 class _Stream:
@@ -97,6 +108,7 @@ class _Stream:
             path = find_module(model, entry.name)
             assert path is not None
             self._modules[path] = entry
+        self.errors: dict[str, float] = {}
         self.entries: dict[str, TensorEntry] = {}
         for name in source.names:
             path = name.removesuffix(".weight")
@@ -114,7 +126,8 @@ class _Stream:
                 progress(done, total, name)
             path = name.removesuffix(".weight")
             if path in self._modules and name.endswith(".weight"):
-                tensor = _quantize(self._modules[path], self._weight(path), self._seed)
+                entry = self._modules[path]
+                tensor, self.errors[entry.name] = _quantize(entry, self._weight(path), self._seed)
                 for part, value in tensor.to_tensors().items():
                     yield f"{path}.{part}", value
             else:
@@ -148,20 +161,53 @@ def _skeleton(folder: Path) -> PreTrainedModel:
     return meta_model(config)
 
 
-def _quantize(entry: PlanEntry, weight: torch.Tensor, seed: int) -> QuantizedTensor:
-    """Quantize one module's weight [out, in]; errors carry the module's name."""
+def _plan_source(
+    folder: Path, skeleton: PreTrainedModel, source: SourceCheckpoint, recipe: Recipe, progress: Progress | None
+) -> Plan:
+    """The settled plan of an open checkpoint; the skeleton takes its dtype."""
+    skeleton.to(source.dtype())
+
+    def weight(entry: PlanEntry) -> torch.Tensor:
+        path = find_module(skeleton, entry.name)
+        assert path is not None
+        return float_weight(skeleton.get_submodule(path), source.tensor(f"{path}.weight"))
+
+    def load() -> PreTrainedModel:
+        return type(skeleton).from_pretrained(folder, dtype=source.dtype(), local_files_only=True)
+
+    return _settle(make_plan(skeleton, recipe), weight, load, progress)
+
+
+def _settle(
+    plan: Plan,
+    weight: Callable[[PlanEntry], torch.Tensor],
+    model: Callable[[], PreTrainedModel],
+    progress: Progress | None,
+) -> Plan:
+    """The plan with what its recipe leaves to the whole model: widths first, then outliers at these widths."""
+    if plan.recipe.target_bits is not None:
+        plan = choose_bits(plan, output_changes(model(), plan, progress))
+    return spread_outliers(plan, weight, progress)
+
+
+def _model_weight(model: PreTrainedModel, entry: PlanEntry) -> torch.Tensor:
+    path = find_module(model, entry.name)
+    assert path is not None
+    module = model.get_submodule(path)
+    return float_weight(module, module.weight.data)
+
+
+def _quantize(entry: PlanEntry, weight: torch.Tensor, seed: int) -> tuple[QuantizedTensor, float]:
+    """Quantize one module's weight [out, in]; also its relative error, to four digits."""
     assert entry.scheme is not None
     digest = hashlib.sha256(f"{seed}:{entry.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    try:
-        return quantize_tensor(weight, entry.scheme, generator=generator)
-    except LowbitError as error:
-        raise type(error)(f"{entry.name}: {error}") from error
+    with naming(entry.name):
+        tensor, error = quantize_with_error(weight, entry.scheme, generator=generator)
+    return tensor, float(f"{error:.4g}")
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_floating_point() and tensor.numel():
-        try:
+        with naming(name):
             check_finite(tensor)
-        except LowbitError as error:
-            raise type(error)(f"{name}: {error}") from error

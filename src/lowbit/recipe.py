@@ -26,22 +26,36 @@ class Recipe:
     """The default ``scheme``, ordered ``overrides`` (first match wins), patterns to ``skip``, and ``embeddings``.
 
     ``embeddings`` is the scheme of word embeddings, or None to keep them in float. Patterns are shell-style and
-    match names relative to the base model, as ``lowbit plan`` prints them.
+    match names relative to the base model, as ``lowbit plan`` prints them. ``target_bits``: the effective bits of the
+    block linears; those that take the default scheme then get the width that suits each, in place of the scheme's.
     """
 
     scheme: Scheme = field(default_factory=Scheme)
     overrides: tuple[Override, ...] = ()
     skip: tuple[str, ...] = ()
     embeddings: Scheme | None = field(default_factory=lambda: embedding_scheme(8))
+    target_bits: float | None = None
+
+    def __post_init__(self) -> None:
+        bits = self.target_bits
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
+            raise SchemeError(f"`target_bits` is a number of bits per weight, as 3.2, not {bits!r}")
 
     def scheme_for(self, name: str, kind: str) -> Scheme | None:
         """Scheme of a module by its relative name and kind; None when the recipe leaves it in float."""
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip):
             return None
-        for override in self.overrides:
-            if fnmatch.fnmatchcase(name, override.match):
-                return override.scheme
+        override = self._override(name)
+        if override is not None:
+            return override.scheme
         return self.embeddings if kind == "embedding" else self.scheme
+
+    def chooses_bits(self, name: str, kind: str) -> bool:
+        """Whether the width of a quantized module is left to ``target_bits``."""
+        return self.target_bits is not None and kind != "embedding" and self._override(name) is None
+
+    def _override(self, name: str) -> Override | None:
+        return next((o for o in self.overrides if fnmatch.fnmatchcase(name, o.match)), None)
 
     def check_patterns(self, names: Sequence[str]) -> None:
         """Raise :class:`SchemeError` for a pattern that matches none of the quantizable modules ``names``."""
@@ -59,6 +73,7 @@ class Recipe:
             "overrides": [{"match": o.match, "scheme": o.scheme.to_dict()} for o in self.overrides],
             "skip": list(self.skip),
             "embeddings": "float" if self.embeddings is None else self.embeddings.to_dict(),
+            "target_bits": self.target_bits,
         }
 
     @classmethod

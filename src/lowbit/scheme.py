@@ -9,9 +9,11 @@ from typing import Any
 
 from lowbit.errors import SchemeError
 
-LEVELS = ("full", "midrise")
+CODEBOOKS = ("codebook", "shared-codebook")
+LEVELS = ("full", "midrise", *CODEBOOKS)
 GRANULARITIES = ("tensor", "channel", "group")
 OUTLIER_RULES = ("tail", "magnitude", "error", "random")
+SPREADS = ("matrix", "model")
 DEFAULT_OUTLIER_SHARE = 0.005
 
 _SHORT_FORM = re.compile(r"w(?P<bits>\d+)(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?")
@@ -24,12 +26,14 @@ class OutlierRule:
     ``rule`` ranks the weights of one matrix: ``tail`` by ``|w - mean|`` (Gaussian tail, PreQuant),
     ``magnitude`` by ``|w|``, ``error`` by ``|w - Q(w)|``, ``random`` by a seeded draw (a control).
     ``share`` is the fraction kept, 0 to 0.5; alternatively ``sigma`` keeps every weight further than
-    ``sigma`` standard deviations from the mean (``tail`` only).
+    ``sigma`` standard deviations from the mean (``tail`` only). ``spread`` says what the share is a share of: each
+    ``matrix``, or the whole ``model``, whose matrices then get as many as their errors ask for (``error`` only).
     """
 
     rule: str = "error"
     share: float | None = DEFAULT_OUTLIER_SHARE
     sigma: float | None = None
+    spread: str = "matrix"
 
     def __post_init__(self) -> None:
         if self.rule not in OUTLIER_RULES:
@@ -43,14 +47,20 @@ class OutlierRule:
             raise SchemeError(f"outlier share {self.share} is outside (0, 0.5]; 0.005 keeps 0.5 %")
         if self.sigma is not None and not (self.rule == "tail" and self.sigma > 0):
             raise SchemeError("`sigma` is a positive number of standard deviations and needs the rule `tail`")
+        if self.spread not in SPREADS:
+            raise SchemeError(f"unknown spread {self.spread!r} of outliers; use one of {', '.join(SPREADS)}")
+        if self.spread == "model" and self.rule != "error":
+            raise SchemeError("outliers are spread over the model by their error; use the rule `error`")
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How one weight [out, in] is stored.
 
-    ``bits`` 2 to 8; ``levels`` ``full`` (-2^(b-1) .. 2^(b-1)-1 steps) or ``midrise`` (symmetric half
-    steps, no zero; the default at 2 bits); ``symmetric`` or with an integer zero point;
+    ``bits`` 2 to 8; ``levels`` ``full`` (-2^(b-1) .. 2^(b-1)-1 steps), ``midrise`` (symmetric half
+    steps, no zero; the default at 2 bits), ``codebook`` (2^b free values per step size; the default of
+    ``kmeans``) or ``shared-codebook`` (2^b free values for the whole weight, in units of each step size);
+    ``symmetric`` or with an integer zero point;
     ``granularity`` of the step size: one per ``tensor``, per ``channel`` (output feature) or per
     ``group`` of ``group_size`` consecutive inputs; the ``strategy`` that finds the step size, with its
     ``options``; the ``outliers`` rule, or None. Invalid values raise :class:`SchemeError`.
@@ -69,11 +79,11 @@ class Scheme:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise SchemeError(f"weight bits must be a whole number from 2 to 8, not {self.bits!r}")
         if not self.levels:
-            object.__setattr__(self, "levels", "midrise" if self.bits == 2 and self.symmetric else "full")
+            object.__setattr__(self, "levels", _default_levels(self.bits, self.symmetric, self.strategy))
         if self.levels not in LEVELS:
             raise SchemeError(f"unknown levels {self.levels!r}; use one of {', '.join(LEVELS)}")
-        if self.levels == "midrise" and not self.symmetric:
-            raise SchemeError("`midrise` levels are symmetric; use levels `full` with a zero point")
+        if self.levels != "full" and not self.symmetric:
+            raise SchemeError(f"`{self.levels}` levels have no zero point; use levels `full` with one")
         if self.granularity not in GRANULARITIES:
             raise SchemeError(f"unknown granularity {self.granularity!r}; use one of {', '.join(GRANULARITIES)}")
         if (self.granularity == "group") != (self.group_size is not None):
@@ -87,8 +97,13 @@ class Scheme:
         object.__setattr__(self, "options", dict(self.options))
 
     @property
+    def codebook_shared(self) -> bool | None:
+        """Whether one codebook serves the whole weight; None where levels are uniform."""
+        return self.levels == "shared-codebook" if self.levels in CODEBOOKS else None
+
+    @property
     def offset(self) -> float:
-        """Code that decodes to zero, for symmetric schemes: weight = (code - offset) * scale."""
+        """Code that decodes to zero, for symmetric uniform schemes: weight = (code - offset) * scale."""
         return 2.0 ** (self.bits - 1) - (0.5 if self.levels == "midrise" else 0.0)
 
     def groups(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -107,6 +122,11 @@ class Scheme:
                 f"use a divisor of {in_features} or the granularity `channel`"
             )
         return out_features, in_features // self.group_size
+
+    def with_bits(self, bits: int) -> Scheme:
+        """The same scheme in another width; levels that are the default follow the default of that width."""
+        default = self.levels == _default_levels(self.bits, self.symmetric, self.strategy)
+        return replace(self, bits=bits, levels="" if default else self.levels)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; :meth:`from_dict` is its inverse."""
@@ -156,7 +176,7 @@ class Scheme:
         elif self.outliers.share is not None and self.outliers.share != DEFAULT_OUTLIER_SHARE:
             text += f"o{self.outliers.share * 100:g}"
         default = Scheme(bits=self.bits)
-        notes = [self.levels] if self.levels != default.levels else []
+        notes = [self.levels] if self.levels != _default_levels(self.bits, True, self.strategy) else []
         notes += [] if self.symmetric else ["asymmetric"]
         notes += [self.strategy] if self.strategy != default.strategy else []
         notes += [f"{key}={value}" for key, value in self.options.items()]
@@ -164,7 +184,15 @@ class Scheme:
             notes.append(self.outliers.rule)
         if self.outliers is not None and self.outliers.sigma is not None:
             notes.append(f"{self.outliers.sigma:g} sigma")
+        if self.outliers is not None and self.outliers.spread == "model":
+            notes.append("outliers spread over the model")
         return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _default_levels(bits: int, symmetric: bool, strategy: str) -> str:
+    if strategy == "kmeans":
+        return "codebook"
+    return "midrise" if bits == 2 and symmetric else "full"
 
 
 def check_keys(values: Mapping[str, Any], cls: type, what: str) -> Mapping[str, Any]:

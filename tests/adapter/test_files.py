@@ -65,7 +65,10 @@ def test_the_card_names_task_and_backbone(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "Task adapter for toy" in card
     assert INFO.fingerprint in card
-    assert 'lowbit.load("BACKBONE"' in card
+    assert 'lowbit.load("ITS-BACKBONE"' in card
+    assert "3 in outliers, 4 in head" in card
+    assert "- Labels: `no`, `yes`" in card
+    assert "No evaluation set was given." in card
 
 
 def test_an_existing_output_is_refused_and_not_touched(folder):

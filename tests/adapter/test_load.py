@@ -169,7 +169,7 @@ def test_an_incomplete_checkpoint_is_refused(tiny, copy):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model_type": "distilbert"}, UnsupportedModelError, "'distilbert' is not supported"),
+        ({"model_type": "nope"}, UnsupportedModelError, "no model type 'nope'"),
         ({"hidden_size": "wide"}, CheckpointError, "config.json is damaged"),
     ],
 )
@@ -180,12 +180,19 @@ def test_a_config_that_cannot_be_used_is_refused(tiny, copy, classify, change, e
         load_classifier(folder, None, seed=0) if classify else lowbit.load(folder)
 
 
-@pytest.mark.parametrize("names", [[], None, ["NoSuchModel"]])
+@pytest.mark.parametrize("names", [["NoSuchModel"], ["GPT2Model"], ["BertConfig"]])
 def test_an_unknown_model_class_is_refused(tiny, copy, names):
     folder = copy(tiny.model("bert"))
     edit_json(folder / "config.json", lambda values: values.update(architectures=names))
-    with pytest.raises(UnsupportedModelError, match="names no known model class"):
+    with pytest.raises(UnsupportedModelError, match=f"names no bert model class: .*{names[0]}"):
         lowbit.load(folder)
+
+
+@pytest.mark.parametrize("names", [[], None])
+def test_no_model_class_means_the_base_model(tiny, copy, names):
+    folder = copy(tiny.model("bert"))
+    edit_json(folder / "config.json", lambda values: values.update(architectures=names))
+    assert type(lowbit.load(folder)).__name__ == "BertModel"
 
 
 def test_what_is_no_model_folder_is_refused(tmp_path):

@@ -40,14 +40,18 @@ STAGE1 = {
     "threads": 1,
     "cpu": "a processor",
 }
+BUDGET = {
+    "model": "minilm",
+    "task": "stsb",
+    "label": "mixed",
+    "budget": "bits 3.2",
+    "effective_bits": 3.1879,
+    "float": 0.867,
+    "spearman": 0.8665,
+    "loss": 0.0005,
+    "distance": 0.1,
+}
 EMPTY = "before\n<!-- table:size -->\n<!-- /table -->\nafter\n"
-
-
-@pytest.fixture
-def results(tmp_path):
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
-    return folder
 
 
 def write(path, rows):
@@ -59,7 +63,7 @@ def body(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("name", ["quality", "size", "stage1"])
+@pytest.mark.parametrize("name", ["quality", "size", "stage1", "budgets"])
 def test_a_missing_file_gives_a_line_of_dashes(results, name):
     table = tables.TABLES[name](results)
     assert {cell for line in body(table) for cell in line} == {"–"}
@@ -131,6 +135,15 @@ def test_stage1_shows_time_and_memory_with_their_ratios(results):
             "1",
             "a processor",
         ]
+    ]
+
+
+def test_budgets_puts_what_is_compared_together(results):
+    other = BUDGET | {"label": "w4", "budget": "spread w4", "loss": -0.001}
+    write(results / "budgets.jsonl", [other, BUDGET | {"spearman": 0.1}, BUDGET])
+    assert body(tables.budgets(results)) == [
+        ["minilm", "bits 3.2", "mixed", "3.188", "0.8665", "+0.0005", "0.1000"],
+        ["minilm", "spread w4", "w4", "3.188", "0.8665", "-0.0010", "0.1000"],
     ]
 
 

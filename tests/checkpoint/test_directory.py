@@ -1,3 +1,6 @@
+import fnmatch
+
+import huggingface_hub
 import pytest
 
 from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, refuse_existing, weight_files
@@ -95,3 +98,22 @@ def test_a_file_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="not a model folder"):
         checkpoint_folder(tmp_path / "x")
     assert checkpoint_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("stored", ["model.safetensors", "model-00001-of-00001.safetensors", "pytorch_model.bin"])
+def test_bin_files_are_fetched_only_where_there_are_no_safetensors(tmp_path, monkeypatch, stored):
+    """A stand-in for the hub, whose repository also has the weights of other frameworks."""
+    fetched = []
+
+    def fetch(name, allow_patterns):
+        (tmp_path / name).mkdir(exist_ok=True)
+        others = ["config.json", "vocab.txt", "pytorch_model.bin", "training_args.bin", "tf_model.h5", "onnx/model.bin"]
+        for file in {stored, *others}:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                fetched.append(file)
+                (tmp_path / name / file).touch()
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert checkpoint_folder("model") == tmp_path / "model"
+    assert sorted(fetched) == sorted({"config.json", "vocab.txt", stored})

@@ -139,8 +139,7 @@ def test_truncated_file(tmp_path, keep):
 def test_missing_files(tmp_path):
     folder = save_tiny(tmp_path / "m", "bert", "BertModel")
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors; save the model as safetensors first"):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor pytorch_model\.bin; fetch"):
         read_all(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
@@ -178,11 +177,11 @@ def test_config_that_is_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model_type": "llama"}, UnsupportedModelError, "'llama' is not supported; supported: bert"),
+        ({"model_type": "nope"}, UnsupportedModelError, "has no model type 'nope'"),
+        ({"model_type": "llama"}, UnsupportedModelError, "names no llama model class"),
         ({"hidden_size": "big"}, CheckpointError, "hidden_size"),
         ({"hidden_size": 33}, CheckpointError, "33"),
         ({"hidden_act": "nope"}, CheckpointError, "nope"),
-        ({"architectures": None}, UnsupportedModelError, "names no bert model class"),
         ({"architectures": ["NoSuchModel"]}, UnsupportedModelError, "NoSuchModel"),
         ({"architectures": ["BertConfig"]}, UnsupportedModelError, "BertConfig"),
         ({"architectures": ["AutoModel"]}, UnsupportedModelError, "AutoModel"),
@@ -194,3 +193,24 @@ def test_config_of_another_model(tmp_path, changes, error, message):
     edit_json(folder / "config.json", lambda config: config.update(changes))
     with pytest.raises(error, match=message):
         meta_model(read_config(folder))
+
+
+def test_a_config_without_a_class_means_the_base_model(tmp_path):
+    """As DeBERTa-v3's, whose files hold a masked language model's head too."""
+    folder = save_tiny(tmp_path / "m", "deberta-v2", "DebertaV2ForMaskedLM")
+    edit_json(folder / "config.json", lambda config: config.update(architectures=None))
+    model = meta_model(read_config(folder))
+    assert type(model).__name__ == "DebertaV2Model"
+    with open_source(folder, model) as source:
+        assert all(not name.startswith("cls") for name in source.names)
+
+
+@pytest.mark.parametrize(
+    ("arch", "class_name"), [("albert", "AlbertForMaskedLM"), ("bart", "BartForConditionalGeneration")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shards_of_other_architectures(tmp_path, arch, class_name, dtype):
+    one = save_tiny(tmp_path / "one", arch, class_name, dtype=dtype)
+    many = save_tiny(tmp_path / "many", arch, class_name, dtype=dtype, shard_size="20KB")
+    assert len(list(many.glob("model-*.safetensors"))) > 1
+    assert same(read_all(one), read_all(many))

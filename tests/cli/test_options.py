@@ -22,6 +22,12 @@ def test_levels_of_the_bits_stay_when_none_are_given():
     assert options.make_recipe(None, "w2").scheme.levels == "midrise"
 
 
+def test_kmeans_brings_its_levels():
+    assert options.make_recipe(None, "w3", None, "kmeans").scheme == Scheme(bits=3, strategy="kmeans")
+    shared = options.make_recipe(None, "w3", None, "kmeans", "shared-codebook").scheme
+    assert shared == Scheme(bits=3, strategy="kmeans", levels="shared-codebook")
+
+
 def test_a_recipe_file(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({"scheme": "w3", "skip": ["*.query"]}))

@@ -3,11 +3,16 @@ import json
 import pytest
 
 import lowbit
-from lowbit.cli.plan import grouped, split_name
+from lowbit.cli.layers import split_name
+from lowbit.cli.plan import grouped
+from tests.models import save_tiny
 
 
 def names(bert, recipe):
-    return [".".join(filter(None, split_name(group))) for group in grouped(lowbit.plan(bert, recipe).entries)]
+    return [
+        ".".join(filter(None, split_name([entry.name for entry in group])))
+        for group in grouped(lowbit.plan(bert, recipe).entries)
+    ]
 
 
 def test_equal_layers_are_one_row(bert):
@@ -59,7 +64,7 @@ def test_table_fits_a_terminal(run, bert):
     output = run("plan", bert, env={"COLUMNS": "80"}).stdout
     first = output.splitlines()[0]
     assert first.split() == ["module", "shape", "what", "is", "done", "before", "after"]
-    names = {split_name(group)[1] for group in grouped(lowbit.plan(bert).entries)}
+    names = {split_name([entry.name for entry in group])[1] for group in grouped(lowbit.plan(bert).entries)}
     assert names <= {word for line in output.splitlines() for word in line.split()}
 
 
@@ -99,3 +104,40 @@ def test_a_folder_that_is_not_there(run, tmp_path):
     result = run("plan", tmp_path / "none")
     assert result.exit_code == 2
     assert "is not a model folder" in result.stderr
+
+
+def test_the_generic_rule_is_named(run, tmp_path):
+    source = save_tiny(tmp_path / "m", "xlnet", "XLNetModel")
+    note = "model type 'xlnet' has no row in the table; generic rule"
+    lines = run("plan", source).stdout.splitlines()
+    assert lines[-1] == f"note: {note}"
+    assert any(line.split()[:2] == ["(model)", "skipped:"] for line in lines)  # its mask embedding
+    assert json.loads(run("plan", source, "--json").stdout)["notes"] == [note]
+    result = run("quantize", source, "-o", tmp_path / "q")
+    assert f"note: {note}" in result.stdout.splitlines()
+    assert json.loads(run("quantize", source, "-o", tmp_path / "qq", "--json").stdout)["notes"] == [note]
+    assert "note:" not in run("plan", save_tiny(tmp_path / "b", "bert", "BertModel")).stdout
+
+
+def test_a_budget_shows_what_it_chose_and_why(run, bert):
+    result = run("plan", bert, "--target-bits", "4.5", "--spread", "model", "--json")
+    modules = {module["name"]: module for module in json.loads(result.stdout)["modules"]}
+    recipe = {"target_bits": 4.5, "scheme": {"outliers": {"spread": "model"}}}
+    assert modules == {m["name"]: m for m in json.loads(json.dumps(lowbit.plan(bert, recipe).to_dict()))["modules"]}
+    output = run("plan", bert, "--target-bits", "4.5", "--spread", "model", env={"COLUMNS": "160"}).stdout
+    assert output.count(": changes the output by ") == 18
+    assert modules["encoder.layer.1.output.dense"]["reason"] in output
+
+
+def test_a_budget_out_of_reach(run, bert):
+    result = run("plan", bert, "--target-bits", "1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "1 effective bits cannot be met; this recipe reaches" in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--target-bits", "4"], ["--spread", "model"]])
+def test_budgets_go_into_the_recipe_file(run, bert, tmp_path, option):
+    (tmp_path / "r.yaml").write_text("target_bits: 4.5\n")
+    result = run("plan", bert, "--recipe", tmp_path / "r.yaml", *option)
+    assert result.exit_code == 2
+    assert "goes into the recipe file" in result.stderr

@@ -16,6 +16,7 @@ def test_json_and_files_are_those_of_the_function(run, bert, tmp_path):
         "path": str(tmp_path / "cli"),
         "bytes_before": expected.plan.bytes_before,
         **vars(expected.size),
+        "notes": [],
     }
     assert file_bytes(tmp_path / "cli") == file_bytes(tmp_path / "function")
     assert result.stderr == ""
@@ -58,3 +59,16 @@ def test_recipe_and_scheme_together_are_a_usage_error(run, bert, tmp_path):
     result = run("quantize", bert, "-o", tmp_path / "out", "--recipe", "r.yaml", "--scheme", "w4")
     assert result.exit_code == 2
     assert "--scheme" in result.stderr
+
+
+def test_a_budget(run, bert, tmp_path):
+    run("quantize", bert, "-o", tmp_path / "q", "--target-bits", "4.5", "--spread", "model")
+    recipe = {"target_bits": 4.5, "scheme": {"outliers": {"spread": "model"}}}
+    lowbit.quantize(bert, recipe, output=tmp_path / "same")
+    assert file_bytes(tmp_path / "q") == file_bytes(tmp_path / "same")
+
+
+def test_a_spread_needs_outliers(run, bert, tmp_path):
+    result = run("quantize", bert, "-o", tmp_path / "q", "--scheme", "w4o0", "--spread", "model")
+    assert result.exit_code == 2
+    assert "--spread needs a scheme with outliers" in result.stderr

@@ -19,6 +19,7 @@ from transformers import (
 
 import lowbit
 from lowbit import LowbitConfig
+from lowbit.checkpoint import read_quantization_config
 from lowbit.errors import CheckpointError
 from lowbit.nn import QuantLinear
 from lowbit.quantize import quantize_checkpoint
@@ -249,3 +250,11 @@ def test_auto_classes_pick_their_heads(backbone):
     folder = backbone("bert", "BertForMaskedLM")
     assert AutoModelForMaskedLM.from_pretrained(folder).config.architectures == ["BertForMaskedLM"]
     assert type(AutoModelForQuestionAnswering.from_pretrained(folder).qa_outputs) is nn.Linear
+
+
+def test_a_budget_on_loading(tmp_path):
+    source = save_tiny(tmp_path / "m", "bert", "BertModel")
+    recipe = Recipe.parse({"target_bits": 4.5, "scheme": {"outliers": {"spread": "model"}}})
+    quantize_checkpoint(source, recipe, tmp_path / "q")
+    model = transformers.BertModel.from_pretrained(source, quantization_config=LowbitConfig(recipe))
+    assert model.config.quantization_config.to_dict() == read_quantization_config(tmp_path / "q")

@@ -6,6 +6,7 @@ import transformers
 
 import lowbit
 from lowbit.adapter import apply_adapter, load_classifier
+from lowbit.checkpoint import read_quantization_config
 from lowbit.errors import CheckpointError, OutputExistsError, SchemeError
 from lowbit.tuning import prepare
 from tests.models import CLASSIFIERS, LANGUAGE_MODELS, file_bytes, output, save_tiny, tiny_model, tiny_tokenizer
@@ -128,3 +129,14 @@ def test_the_two_kinds_of_input_take_their_own_arguments(tiny, tmp_path):
     with pytest.raises(SchemeError, match=r"quantized in place; write it with `lowbit.save"):
         lowbit.quantize(tiny_model("bert", "BertModel"), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_save_pretrained_keeps_the_errors_of_what_a_class_has(backbone, tmp_path):
+    folder = backbone("t5", "T5ForConditionalGeneration")
+    whole = read_quantization_config(folder)["errors"]
+    transformers.T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(tmp_path / "whole")
+    assert read_quantization_config(tmp_path / "whole")["errors"] == whole
+    transformers.T5EncoderModel.from_pretrained(folder).save_pretrained(tmp_path / "encoder")
+    kept = {name: error for name, error in whole.items() if not name.startswith("decoder.")}
+    assert read_quantization_config(tmp_path / "encoder")["errors"] == kept
+    assert len(kept) < len(whole)

@@ -39,7 +39,29 @@ def test_rows_are_those_of_the_table(bits, width, step, symmetric, outliers):
     assert torch.equal(module.bfloat16()(IDS), tensor.dequantize(torch.bfloat16)[IDS])
 
 
-@pytest.mark.parametrize("fields", [{"bits": 8}, {"bits": 4}, {"bits": 3}], ids=str)
+@pytest.mark.parametrize("levels", ["codebook", "shared-codebook"])
+@pytest.mark.parametrize(
+    ("width", "step"),
+    [(16, {}), (15, {}), (16, {"granularity": "tensor"}), (24, {"granularity": "group", "group_size": 8})],
+    ids=["channel", "odd", "tensor", "group"],
+)
+def test_rows_of_codebooks_are_those_of_the_table(width, step, levels):
+    tensor = table(width, bits=4, strategy="kmeans", levels=levels, **step)
+    assert torch.equal(QuantEmbedding(tensor)(IDS), tensor.dequantize()[IDS])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bits": 8},
+        {"bits": 4},
+        {"bits": 3},
+        {"strategy": "kmeans"},
+        {"strategy": "kmeans", "levels": "shared-codebook"},
+        {"strategy": "kmeans", "granularity": "group", "group_size": 4},
+    ],
+    ids=str,
+)
 def test_only_the_rows_asked_for_are_unpacked(fields, monkeypatch):
     module = QuantEmbedding(table(16, **fields))
     expected = module.weight[IDS]

@@ -3,13 +3,15 @@ import torch
 
 from lowbit.scheme import Scheme
 from lowbit.strategies.grid import (
+    Fit,
+    as_stored,
     block_range,
+    decode,
     encode,
     from_range,
     group_sum,
     limits,
     mean_and_std,
-    offset_of,
     round_trip,
     to_blocks,
 )
@@ -49,23 +51,50 @@ def test_blocks_are_a_view_in_row_major_order(scheme, shape):
 )
 def test_levels_of_symmetric_grids(scheme, decoded):
     steps = torch.tensor(decoded)[None, None] * 0.25
-    scale = torch.tensor([0.25])
-    assert encode(steps, scheme, scale, None).flatten().tolist() == list(range(2**scheme.bits))
-    assert torch.equal(round_trip(steps, scheme, scale, None), steps)
+    fit = Fit(torch.tensor([0.25]))
+    assert encode(steps, scheme, fit).flatten().tolist() == list(range(2**scheme.bits))
+    assert torch.equal(round_trip(steps, scheme, fit), steps)
     assert limits(scheme) == (-decoded[0], decoded[-1])
 
 
 def test_levels_of_an_asymmetric_grid():
     scale, zero_point = torch.tensor([0.5, 2.0]), torch.tensor([0, 5], dtype=torch.uint8)
     decoded = torch.stack([torch.arange(8.0) * 0.5, (torch.arange(8.0) - 5) * 2])[:, None]
-    assert torch.equal(round_trip(decoded, ASYMMETRIC, scale, zero_point), decoded)
-    assert offset_of(ASYMMETRIC, zero_point).shape == (2, 1, 1)
-    assert offset_of(Scheme(), None) == 8
+    assert torch.equal(round_trip(decoded, ASYMMETRIC, Fit(scale, zero_point)), decoded)
 
 
 def test_values_outside_the_grid_are_clipped_and_inside_rounded_to_the_nearest():
     values = torch.tensor([[[-9.0, 9.0, 0.49, 0.51, -1.6]]])
-    assert round_trip(values, Scheme(bits=3), torch.ones(1), None).flatten().tolist() == [-4, 3, 0, 1, -2]
+    assert round_trip(values, Scheme(bits=3), Fit(torch.ones(1))).flatten().tolist() == [-4, 3, 0, 1, -2]
+
+
+CODEBOOK = Fit(torch.tensor([1.0, 2.0]), codebook=torch.tensor([[-1.0, 0.0, 0.5, 3.0], [-0.5, -0.25, 0.25, 0.5]]))
+
+
+def test_levels_of_codebooks_are_their_entries_times_the_step():
+    scheme = Scheme(bits=2, levels="codebook")
+    decoded = decode(torch.arange(4.0).expand(2, 1, 4).clone(), scheme, CODEBOOK)
+    assert decoded.tolist() == [[[-1, 0, 0.5, 3]], [[-1, -0.5, 0.5, 1]]]
+    assert torch.equal(round_trip(decoded, scheme, CODEBOOK), decoded)
+
+
+def test_the_nearest_entry_is_taken_from_a_codebook_of_ones_own_or_a_shared_one():
+    blocks = gaussian(2, 3, 7)
+    for books in (CODEBOOK.codebook, CODEBOOK.codebook[:1]):
+        entries = books[:, None, None] * CODEBOOK.scale[:, None, None, None]
+        nearest = (blocks[..., None] - entries).abs().argmin(dim=3)
+        fit = Fit(CODEBOOK.scale, codebook=books)
+        assert torch.equal(encode(blocks, Scheme(bits=2, levels="codebook"), fit), nearest.float())
+
+
+def test_the_stored_form_has_16_bits_for_the_steps_of_groups_and_for_codebooks():
+    fit = Fit(torch.tensor([0.1, 1e-12]), codebook=torch.tensor([[0.1]]))
+    half = torch.tensor(0.1).half().float().item()
+    group = as_stored(fit, Scheme(granularity="group", group_size=2))
+    assert group.scale.tolist() == [half, 2**-24]
+    channel = as_stored(fit, Scheme())
+    assert torch.equal(channel.scale, fit.scale)
+    assert channel.codebook.item() == half
 
 
 @pytest.mark.parametrize("scheme", [Scheme(bits=2), Scheme(bits=3), ASYMMETRIC], ids=str)
@@ -73,7 +102,7 @@ def test_values_outside_the_grid_are_clipped_and_inside_rounded_to_the_nearest()
 def test_the_weights_are_not_changed(function, scheme):
     blocks = gaussian(2, 1, 8)
     before = blocks.clone()
-    function(blocks, scheme, *from_range(*block_range(blocks), scheme))
+    function(blocks, scheme, from_range(*block_range(blocks), scheme))
     assert torch.equal(blocks, before)
 
 
@@ -81,9 +110,10 @@ def test_the_weights_are_not_changed(function, scheme):
 @pytest.mark.parametrize("scheme", [Scheme(bits=2), Scheme(bits=2, levels="full"), Scheme(), ASYMMETRIC], ids=str)
 def test_the_grid_of_a_range_reaches_both_ends(scheme, low, high):
     low, high = torch.tensor([low]), torch.tensor([high])
-    scale, zero_point = from_range(low, high, scheme)
+    fit = from_range(low, high, scheme)
+    scale, zero_point = fit.scale, fit.zero_point
     ends = torch.stack([low, high], dim=1)[:, None]
-    error = (round_trip(ends, scheme, scale, zero_point) - ends).abs().max()
+    error = (round_trip(ends, scheme, fit) - ends).abs().max()
     assert float(error) <= float(scale) / 2 * (1 + 1e-6)
     if zero_point is None:  # and no smaller step would do
         negative, positive = limits(scheme)
@@ -96,9 +126,9 @@ def test_the_grid_of_a_range_reaches_both_ends(scheme, low, high):
 @pytest.mark.parametrize("scheme", [Scheme(), ASYMMETRIC], ids=str)
 def test_an_empty_range_gets_step_1(scheme):
     zeros = torch.zeros(3, 1, 4)
-    scale, zero_point = from_range(*block_range(zeros), scheme)
-    assert scale.tolist() == [1, 1, 1]
-    assert not round_trip(zeros, scheme, scale, zero_point).any()
+    fit = from_range(*block_range(zeros), scheme)
+    assert fit.scale.tolist() == [1, 1, 1]
+    assert not round_trip(zeros, scheme, fit).any()
 
 
 def test_block_range():

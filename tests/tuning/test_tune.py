@@ -72,6 +72,7 @@ def test_the_adapter_says_what_it_is_for(tiny):
         max_length=16,
         trained=info.trained,
         options=options(scales=True).to_dict(),
+        scores=info.scores,
     )
 
 

@@ -1,13 +1,28 @@
 """Task adapters: what one task adds to a shared backbone."""
 
 from lowbit.adapter.apply import adapter_target, apply_adapter, model_fingerprint, remove_adapter
-from lowbit.adapter.files import TENSORS_FILE, AdapterInfo, is_adapter, read_adapter, read_info, write_adapter
+from lowbit.adapter.card import ITS_BACKBONE, adapter_card
+from lowbit.adapter.files import (
+    INFO_FILE,
+    TENSORS_FILE,
+    AdapterInfo,
+    adapter_folder,
+    is_adapter,
+    read_adapter,
+    read_info,
+    record_scores,
+    write_adapter,
+)
 from lowbit.adapter.load import load, load_classifier, task_fields
 from lowbit.adapter.merge import merge
 
 __all__ = [
+    "INFO_FILE",
+    "ITS_BACKBONE",
     "TENSORS_FILE",
     "AdapterInfo",
+    "adapter_card",
+    "adapter_folder",
     "adapter_target",
     "apply_adapter",
     "is_adapter",
@@ -17,6 +32,7 @@ __all__ = [
     "model_fingerprint",
     "read_adapter",
     "read_info",
+    "record_scores",
     "remove_adapter",
     "task_fields",
     "write_adapter",

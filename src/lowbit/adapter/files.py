@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,31 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lowbit.checkpoint import TensorEntry, TensorWriter, atomic_directory, check_bytes, read_manifest
-from lowbit.errors import AdapterError
+from lowbit.adapter.card import adapter_card
+from lowbit.checkpoint import (
+    CARD_FILE,
+    TensorEntry,
+    TensorWriter,
+    atomic_directory,
+    check_bytes,
+    local_folder,
+    read_manifest,
+)
+from lowbit.errors import AdapterError, CheckpointError
 
 ADAPTER_VERSION = 1
 INFO_FILE = "task_adapter.json"
 TENSORS_FILE = "task_adapter.safetensors"
 # JSON types of the fields that other code relies on; each of them is required.
-_KINDS = {"fingerprint": str, "metrics": list, "primary": str, "label_names": list | None, "max_length": int}
+_KINDS = {
+    "fingerprint": str,
+    "metrics": list,
+    "primary": str,
+    "label_names": list | None,
+    "max_length": int,
+    "scores": dict,
+    "backbone": str | None,
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,8 @@ class AdapterInfo:
     """What an adapter is for.
 
     ``fingerprint`` names the backbone it was trained on; ``label_names`` is None for regression; ``trained`` counts
-    what was trained by group; ``options`` records how.
+    what was trained by group; ``options`` records how; ``scores`` are metrics by evaluation set, None where undefined;
+    ``backbone`` is the backbone's name on the hub, where it was loaded from there.
     """
 
     fingerprint: str
@@ -38,11 +57,23 @@ class AdapterInfo:
     max_length: int
     trained: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    backbone: str | None = None
     version: int = ADAPTER_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return dataclasses.asdict(self)
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The local folder of an adapter given as a folder or a hub id; neither raises AdapterError."""
+    try:
+        return local_folder(
+            adapter, "a task adapter", f"a folder with {INFO_FILE}", [CARD_FILE, INFO_FILE, TENSORS_FILE]
+        )
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from error
 
 
 def is_adapter(directory: str | Path) -> bool:
@@ -57,14 +88,22 @@ def write_adapter(output: str | Path, info: AdapterInfo, tensors: Mapping[str, t
         with TensorWriter(partial / TENSORS_FILE, entries) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
-        (partial / "README.md").write_text(_card(info), encoding="utf-8")
-        (partial / INFO_FILE).write_text(json.dumps(info.to_dict(), indent=1) + "\n", encoding="utf-8")
+        _describe(partial, info)
     return Path(output)
+
+
+def record_scores(directory: str | Path, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Add the metrics of the adapter as it is stored, by evaluation set, to its description and card."""
+    finite = {
+        split: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        for split, metrics in scores.items()
+    }
+    _describe(Path(directory), dataclasses.replace(read_info(directory), scores=finite))
 
 
 def read_info(directory: str | Path) -> AdapterInfo:
     """The description of an adapter; anything that is none raises AdapterError."""
-    path = Path(directory) / INFO_FILE
+    path = adapter_folder(directory) / INFO_FILE
     if not path.is_file():
         raise AdapterError(f"{directory} is not a task adapter: {INFO_FILE} is missing")
     try:
@@ -86,22 +125,16 @@ def read_info(directory: str | Path) -> AdapterInfo:
 
 def read_adapter(directory: str | Path) -> tuple[AdapterInfo, dict[str, torch.Tensor]]:
     """Description and tensors of an adapter, after every byte was compared with its checksum."""
-    info = read_info(directory)
-    file = Path(directory) / TENSORS_FILE
+    folder = adapter_folder(directory)
+    info = read_info(folder)
+    file = folder / TENSORS_FILE
     check_bytes(file, read_manifest(file))
     return info, load_file(file)
 
 
-def _card(info: AdapterInfo) -> str:
-    """Markdown for the adapter's ``README.md``."""
-    return f"""# Task adapter for {info.task}
-
-A lowbit task adapter: {info.trained} trained parameters on the backbone with fingerprint
-`{info.fingerprint}`.
-
-```python
-import lowbit
-
-model = lowbit.load("BACKBONE", adapter="PATH")
-```
-"""
+def _describe(folder: Path, info: AdapterInfo) -> None:
+    """Write description and card, each whole or not at all."""
+    for name, text in {CARD_FILE: adapter_card(info), INFO_FILE: json.dumps(info.to_dict(), indent=1) + "\n"}.items():
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)

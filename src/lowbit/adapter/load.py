@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lowbit.adapter.apply import apply_adapter
-from lowbit.adapter.files import read_info
+from lowbit.adapter.files import adapter_folder, read_info
 from lowbit.arch import base_prefix, is_head
-from lowbit.checkpoint import checkpoint_folder, read_config
-from lowbit.errors import CheckpointError, UnsupportedModelError
+from lowbit.checkpoint import check_readable, checkpoint_folder, own_class, read_config
+from lowbit.errors import CheckpointError
 from lowbit.loop import isolated_rng, load_tokenizer, quiet_transformers
 
 
@@ -22,12 +21,13 @@ def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedMode
     """Load a model in eval mode.
 
     With an ``adapter`` the task class, number of labels and label names come from the adapter; without one the class
-    is the one that ``config.json`` names. ``model`` is a folder or hub id. Raises CheckpointError for damaged files
+    is the one that ``config.json`` names. Both are folders or hub ids. Raises CheckpointError for damaged files
     and AdapterError for an adapter that does not belong to this backbone.
     """
     folder = checkpoint_folder(model)
     if adapter is None:
         return _load_own_class(folder)
+    adapter = adapter_folder(adapter)
     info = read_info(adapter)
     loaded, fresh = load_classifier(folder, info.label_names, seed=0)
     apply_adapter(loaded, adapter)
@@ -77,11 +77,7 @@ def load_classifier(
 
 
 def _load_own_class(folder: Path) -> PreTrainedModel:
-    names = read_config(folder).architectures or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if model_class is None:
-        raise UnsupportedModelError(f"{folder}/config.json names no known model class: {names}")
-    loaded, report = _from_pretrained(model_class, folder, seed=0)
+    loaded, report = _from_pretrained(own_class(read_config(folder)), folder, seed=0)
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks {sorted(report['missing_keys'])[:3]}; the checkpoint is incomplete")
     return loaded.eval()
@@ -92,6 +88,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model and the report on its loading; files that cannot be read raise CheckpointError."""
     read_config(folder)
+    check_readable(folder)
     try:
         with isolated_rng(seed), quiet_transformers():
             return model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.adapter.files import read_info
+from lowbit.adapter.files import adapter_folder, read_info
 from lowbit.adapter.load import load
 from lowbit.checkpoint import checkpoint_folder, refuse_existing
 from lowbit.hf import save
@@ -16,6 +16,7 @@ def merge(backbone: str | Path, adapter: str | Path, output: str | Path) -> Path
     Trained values take the place of the backbone's outliers, which lie outside the grid, so nothing is rounded.
     """
     refuse_existing(output)
+    backbone, adapter = checkpoint_folder(backbone), adapter_folder(adapter)
     model = load(backbone, adapter)
     model.config.lowbit_task = read_info(adapter).to_dict()
-    return save(model, output, source=checkpoint_folder(backbone))
+    return save(model, output, source=backbone)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lowbit.arch.table import Architecture, get_architecture
+from lowbit.arch.generic import GenericArchitecture
+from lowbit.arch.table import ARCHITECTURES, Architecture
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def base_prefix(model: PreTrainedModel) -> str:
 
 def relative_name(model: PreTrainedModel, path: str) -> str:
     """A module's name as it is in the base model, whatever task class holds it."""
-    return path.removeprefix(base_prefix(model))
+    return f"{path}.".removeprefix(base_prefix(model)).removesuffix(".")
 
 
 def find_module(model: PreTrainedModel, name: str) -> str | None:
@@ -50,28 +51,36 @@ def find_module(model: PreTrainedModel, name: str) -> str | None:
 
 
 def roles(model: PreTrainedModel) -> list[Role]:
-    """One role per module that holds parameters, in model order."""
-    architecture = get_architecture(model.config.model_type)
-    prefix = base_prefix(model)
+    """One role per module that holds parameters or stored buffers, in model order.
+
+    A model type without a row in the table gets the generic rule: linears inside the repeated blocks and the word
+    embedding. The model itself, where it holds something of its own, has the empty name.
+    """
+    architecture = _architecture(model)
     ties = tied_modules(model)
     found = []
     for path, module in model.named_modules(remove_duplicate=False):
-        if not any(True for _ in module.parameters(recurse=False)):
+        if not own_tensors(module):
             continue
-        name = path.removeprefix(prefix)
-        in_base = path.startswith(prefix) and architecture.is_base(name)
+        name = relative_name(model, path)
         if path in ties:
             found.append(Role(name, path, "tied", f"shares {relative_name(model, ties[path])}"))
+        elif _outside(model, path, architecture):
+            found.append(Role(name, path, "skipped", "task head"))
         else:
-            kind, reason = _classify(name, module, architecture, in_base)
-            found.append(Role(name, path, kind, reason))
+            found.append(Role(name, path, *_classify(model, path, architecture)))
     return found
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint stores of a module itself, not of its members: parameters and persistent buffers."""
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name}
 
 
 def is_head(model: PreTrainedModel, path: str) -> bool:
     """Whether a module belongs to one task: everything outside the base model, and its pooler."""
-    architecture, name = get_architecture(model.config.model_type), relative_name(model, path)
-    return not architecture.is_base(name) or architecture.is_pooler(name)
+    architecture = _architecture(model)
+    return _outside(model, path, architecture) or architecture.is_pooler(relative_name(model, path))
 
 
 def tied_modules(model: PreTrainedModel) -> dict[str, str]:
@@ -96,20 +105,39 @@ def untie(model: PreTrainedModel, stored: Container[str]) -> None:
     }
 
 
-def _classify(name: str, module: nn.Module, architecture: Architecture, in_base: bool) -> tuple[str, str]:
-    """Kind and reason of one untied module."""
-    if not in_base:
-        return "skipped", "task head"
+def _architecture(model: PreTrainedModel) -> Architecture | GenericArchitecture:
+    """The table row of the model's type, or the generic rule."""
+    return ARCHITECTURES.get(model.config.model_type) or GenericArchitecture(model)
+
+
+def _outside(model: PreTrainedModel, path: str, architecture: Architecture | GenericArchitecture) -> bool:
+    """Whether a module stands outside the base model."""
+    return not f"{path}.".startswith(base_prefix(model)) or not architecture.is_base(relative_name(model, path))
+
+
+def _classify(model: PreTrainedModel, path: str, architecture: Architecture | GenericArchitecture) -> tuple[str, str]:
+    """Kind and reason of one untied module of the base model."""
+    name, module = relative_name(model, path), model.get_submodule(path)
     if architecture.is_pooler(name):
         return "skipped", "pooler"
     if isinstance(module, nn.Embedding):
-        if re.fullmatch(architecture.embeddings, name):
-            return "embedding", ""
-        return "skipped", "position or type embedding"
+        if not architecture.is_word_embedding(name):
+            return "skipped", "position or type embedding"
+        plain = type(module) is nn.Embedding or isinstance(getattr(module, "embed_scale", None), float)
+        return ("embedding", "") if plain else ("skipped", f"{type(module).__name__} is no plain embedding")
     if isinstance(module, nn.Linear | Conv1D):
-        if re.fullmatch(architecture.blocks, name):
-            return ("linear" if isinstance(module, nn.Linear) else "conv1d"), ""
-        return "skipped", "linear outside the transformer blocks"
+        if reason := architecture.float_reason(name) or _special(model, path):
+            return "skipped", reason
+        return ("linear" if isinstance(module, nn.Linear) else "conv1d"), ""
     if "norm" in type(module).__name__.lower():
         return "skipped", "norm"
     return "skipped", "no matrix"
+
+
+def _special(model: PreTrainedModel, path: str) -> str:
+    """Why a linear cannot be replaced by a quantized one; empty where it can."""
+    kind = type(model.get_submodule(path))
+    if kind not in (nn.Linear, Conv1D):
+        return f"{kind.__name__} is no plain linear"
+    ties = model.all_tied_weights_keys
+    return "weight tied to another linear" if f"{path}.weight" in {*ties, *ties.values()} else ""

@@ -45,14 +45,19 @@ def swap_modules(model: PreTrainedModel, tensors: dict[str, QuantizedTensor]) ->
 
 def _quantized(module: nn.Module, tensor: QuantizedTensor) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding(tensor, module.padding_idx, module.weight.dtype)
+        return QuantEmbedding(tensor, module.padding_idx, module.weight.dtype, _embed_scale(module))
     return QuantLinear(tensor, module.bias)  # type: ignore[arg-type]
 
 
 def _tied(module: nn.Module, table: QuantEmbedding) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return TiedQuantEmbedding(table)
+        return TiedQuantEmbedding(table, _embed_scale(module))
     return TiedQuantLinear(table, module.bias)  # type: ignore[arg-type]
+
+
+def _embed_scale(module: nn.Embedding) -> float:
+    """What a table multiplies its rows by; only BART's kind does."""
+    return getattr(module, "embed_scale", 1.0)
 
 
 def _forget_ties(model: PreTrainedModel, quantized: set[str]) -> None:

@@ -1,11 +1,9 @@
-"""What each supported architecture calls its parts. Names are relative to the base model."""
+"""What each architecture of the table calls its parts. Names are relative to the base model."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-
-from lowbit.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,50 @@ class Architecture:
         """Whether a module of the base model is a pooler."""
         return re.fullmatch(self.poolers, name) is not None
 
+    def is_word_embedding(self, name: str) -> bool:
+        """Whether an embedding of the base model holds words."""
+        return re.fullmatch(self.embeddings, name) is not None
 
-_ATTENTION = r"self\.(query|key|value)|output\.dense"
+    def float_reason(self, name: str) -> str:
+        """Why a linear of the base model stays in float; empty for one that is quantized."""
+        return "" if re.fullmatch(self.blocks, name) else "linear outside the transformer blocks"
+
+
+_BERT_WORDS = r"embeddings\.word_embeddings"
+_BERT_LAYER = r"encoder\.layer\.\d+\."
+_BERT_ATTENTION = r"self\.(query|key|value)|output\.dense"
+_BERT_DENSE = r"(intermediate|output)\.dense"
 _BERT = Architecture(
     roots=r"embeddings|encoder|pooler",
-    blocks=(rf"encoder\.layer\.\d+\.((attention|crossattention)\.({_ATTENTION})|(intermediate|output)\.dense)"),
-    embeddings=r"embeddings\.word_embeddings",
+    blocks=rf"{_BERT_LAYER}((attention|crossattention)\.({_BERT_ATTENTION})|{_BERT_DENSE})",
+    embeddings=_BERT_WORDS,
     poolers=r"pooler\.dense",
+)
+_ELECTRA = Architecture(roots=r"embeddings|embeddings_project|encoder", blocks=_BERT.blocks, embeddings=_BERT_WORDS)
+_MPNET = Architecture(
+    roots=_BERT.roots,
+    blocks=rf"{_BERT_LAYER}(attention\.attn\.[qkvo]|{_BERT_DENSE})",
+    embeddings=_BERT_WORDS,
+    poolers=_BERT.poolers,
+)
+_DEBERTA_V2 = Architecture(
+    roots=r"embeddings|encoder",
+    blocks=rf"{_BERT_LAYER}(attention\.(self\.(pos_)?(query|key|value)_proj|output\.dense)|{_BERT_DENSE})",
+    embeddings=_BERT_WORDS,
+)
+_DISTILBERT = Architecture(
+    roots=r"embeddings|transformer",
+    blocks=r"transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
+    embeddings=_BERT_WORDS,
+)
+_ALBERT = Architecture(
+    roots=_BERT.roots,
+    blocks=(
+        r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+\."
+        r"(attention\.(query|key|value|dense)|ffn|ffn_output)"
+    ),
+    embeddings=_BERT_WORDS,
+    poolers=r"pooler",
 )
 _T5 = Architecture(
     roots=r"shared|encoder|decoder",
@@ -46,9 +81,14 @@ _T5 = Architecture(
     ),
     embeddings=r"shared",
 )
+_BART = Architecture(
+    roots=_T5.roots,
+    blocks=r"(encoder|decoder)\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])",
+    embeddings=r"shared|(encoder|decoder)\.embed_tokens",  # all three where a configuration unties them
+)
 _OPT = Architecture(
     roots=r"decoder",
-    blocks=r"decoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|fc1|fc2)",
+    blocks=r"decoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|fc[12])",
     embeddings=r"decoder\.embed_tokens",
 )
 _GPT2 = Architecture(
@@ -56,14 +96,27 @@ _GPT2 = Architecture(
     blocks=r"h\.\d+\.((attn|crossattention)\.(c_attn|q_attn|c_proj)|mlp\.(c_fc|c_proj))",
     embeddings=r"wte",
 )
+_LLAMA = Architecture(
+    roots=r"embed_tokens|layers|norm",
+    blocks=r"layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    embeddings=r"embed_tokens",
+)
 
-ARCHITECTURES = {"bert": _BERT, "roberta": _BERT, "t5": _T5, "opt": _OPT, "gpt2": _GPT2}
-
-
-def get_architecture(model_type: str) -> Architecture:
-    """The table row of a model type; any other type raises :class:`UnsupportedModelError`."""
-    if model_type not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"model type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[model_type]
+ARCHITECTURES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _ELECTRA,
+    "mpnet": _MPNET,
+    "deberta-v2": _DEBERTA_V2,
+    "distilbert": _DISTILBERT,
+    "albert": _ALBERT,
+    "t5": _T5,
+    "bart": _BART,
+    "opt": _OPT,
+    "gpt2": _GPT2,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}

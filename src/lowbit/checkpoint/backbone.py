@@ -10,33 +10,29 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from lowbit.checkpoint.card import backbone_card
+from lowbit.checkpoint.card import CARD_FILE, backbone_card
 from lowbit.checkpoint.directory import WEIGHTS_FILE, copy_side_files
 from lowbit.checkpoint.tensorfile import Entries, TensorWriter
 from lowbit.plan import Plan, quantization_config
 
 
-def write_backbone(
-    partial: Path,
-    plan: Plan,
-    config: PretrainedConfig,
-    entries: Entries,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    source: Path | None,
-) -> None:
-    """Fill a directory with weights, side files, card, plan and, last, ``config.json``.
+def write_weights(partial: Path, entries: Entries, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write the weights file of a directory.
 
     ``entries`` describes every tensor in advance; ``tensors`` yields them in any order, once each.
     """
     with TensorWriter(partial / WEIGHTS_FILE, entries) as writer:
         for name, tensor in tensors:
             writer.write(name, tensor)
+
+
+def write_description(partial: Path, plan: Plan, config: PretrainedConfig, source: Path | None) -> None:
+    """Fill a directory that has its weights with side files, card, plan and, last, ``config.json``."""
     if source is not None:
         copy_side_files(source, partial)
-    name = plan.model_class if source is None else source.name
-    (partial / "README.md").write_text(backbone_card(plan, name), encoding="utf-8")
     (partial / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1) + "\n", encoding="utf-8")
     config = copy.deepcopy(config)
     config.architectures = [plan.model_class]
     config.quantization_config = quantization_config(plan)
     (partial / "config.json").write_text(config.to_json_string(use_diff=True), encoding="utf-8")
+    (partial / CARD_FILE).write_text(backbone_card(partial, source), encoding="utf-8")

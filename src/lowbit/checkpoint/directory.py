@@ -13,7 +13,7 @@ from lowbit.errors import CheckpointError, OutputExistsError
 WEIGHTS_FILE = "model.safetensors"
 
 # What describes the vocabulary and generation, copied unchanged from the source checkpoint.
-_SIDE_FILES = (
+SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -65,24 +65,47 @@ def weight_files(folder: Path) -> list[Path]:
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy the tokenizer and generation settings that ``source`` has."""
-    for name in _SIDE_FILES:
+    for name in SIDE_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def checkpoint_folder(model: str | Path) -> Path:
-    """The local folder of a model given as a folder or a hub id; neither raises CheckpointError."""
-    path = Path(model)
+    """The local folder of a model given as a folder or a hub id; neither raises CheckpointError.
+
+    ``.bin`` files are fetched only where the hub has no safetensors.
+    """
+    kind, wanted = "a model", "a folder with config.json"
+    folder = local_folder(model, kind, wanted, ["*.json", "*.safetensors", "README.md", *SIDE_FILES])
+    if not any(folder.glob("*.safetensors")):
+        folder = local_folder(model, kind, wanted, ["pytorch_model*.bin"])
+    return folder
+
+
+def local_folder(name: str | Path, kind: str, wanted: str, patterns: list[str]) -> Path:
+    """The folder ``name``, or the cached copy of the repository ``name``, of whose files ``patterns`` are fetched.
+
+    Neither raises CheckpointError; ``kind`` and ``wanted`` say there what was expected.
+    """
+    path = Path(name)
     if path.is_dir():
         return path
-    if path.exists() or str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
-        raise CheckpointError(f"{model} is not a model folder; give a folder with config.json, or a hub id")
+    if path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+        raise CheckpointError(f"{name} is not {kind} folder; give {wanted}, or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", *_SIDE_FILES]))
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{model} is neither a local folder nor a hub model that can be fetched: {error}"
+            f"{name} is neither a local folder nor {kind} on the hub that can be fetched: {error}"
         ) from error
+
+
+def hub_id(folder: Path) -> str | None:
+    """The name on the hub of a folder in its cache; None for any other folder."""
+    repository = folder.absolute().parent.parent.name
+    if folder.absolute().parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/")

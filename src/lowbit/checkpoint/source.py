@@ -6,76 +6,80 @@ import json
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lowbit.arch import get_architecture, untie
+from lowbit.arch import untie
+from lowbit.checkpoint.weightfile import WeightFile, weight_shards
 from lowbit.errors import CheckpointError, UnsupportedModelError
 
-_INDEX_FILE = "model.safetensors.index.json"
-_WEIGHTS_FILE = "model.safetensors"
 _LEGACY_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The configuration of a model folder; a missing, broken or already quantized one raises CheckpointError."""
+    """The configuration of a model folder; a missing or broken one raises CheckpointError.
+
+    A model type that transformers does not know raises UnsupportedModelError.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; {folder} is not a model folder")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        get_architecture(str(values["model_type"]))
+        model_type = str(values["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not the configuration of a model: {error!r}") from error
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModelError(f"{path}: transformers {transformers.__version__} has no model type {model_type!r}")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (StrictDataclassError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model class that the configuration names, without memory for its weights.
+def own_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The model class that the configuration names, or else the base model.
 
-    Raises UnsupportedModelError for a class that is not of this model type, CheckpointError for sizes that do not fit.
+    A class that is not of this model type raises UnsupportedModelError.
     """
     names = config.architectures or []
-    model_class = getattr(transformers, names[0], None) if names else None
-    if getattr(model_class, "config_class", None) is not type(config):
+    found = getattr(transformers, names[0], None) if names else MODEL_MAPPING.get(type(config), None)
+    if found is None or getattr(found, "config_class", None) is not type(config):
         raise UnsupportedModelError(f"config.json names no {config.model_type} model class: architectures = {names}")
+    return found
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without memory for its weights; sizes that do not fit raise CheckpointError."""
+    model_class = own_class(config)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)  # type: ignore[misc]
+            return model_class(config)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"config.json does not describe a {names[0]}: {error!r}") from error
-    return model
+        raise CheckpointError(f"config.json does not describe a {model_class.__name__}: {error!r}") from error
 
 
 class SourceCheckpoint:
-    """Tensors of a safetensors checkpoint by the model's own parameter names."""
+    """Tensors of a float checkpoint by the model's own parameter names."""
 
     def __init__(self, folder: Path, model: PreTrainedModel, stack: ExitStack) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, WeightFile] = {}
         self._places: dict[str, tuple[str, str]] = {}
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         prefix = f"{model.base_model_prefix}."
-        for file, keys in _shards(folder).items():
-            try:
-                handle = stack.enter_context(safe_open(folder / file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{folder / file} cannot be read: {error}; fetch the file again") from error
-            stored = set(handle.keys())
+        for file, keys in weight_shards(folder).items():
+            opened = WeightFile(folder / file, stack)
+            stored = set(opened.keys())
             for key in keys if keys is not None else sorted(stored):
                 if key not in stored:
                     raise CheckpointError(f"{folder / file} lacks tensor {key!r} that the index lists")
                 name = _model_name(key, prefix, expected)
                 if name is not None:
                     self._places[name] = (file, key)
-            self._files[file] = handle
+            self._files[file] = opened
         self._follow_ties(model)
         self.names = [name for name in expected if name not in model.all_tied_weights_keys]
         for name in self.names:
@@ -84,7 +88,7 @@ class SourceCheckpoint:
                     f"{folder} has no tensor for {name!r} of {type(model).__name__}; the checkpoint is incomplete"
                 )
             file, key = self._places[name]
-            shape = tuple(self._files[file].get_slice(key).get_shape())
+            shape = self._files[file].shape(key)
             if shape != expected[name]:
                 raise CheckpointError(
                     f"{folder / file}: tensor {key!r} is {list(shape)}, config.json asks for {list(expected[name])}"
@@ -93,8 +97,7 @@ class SourceCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, mapped from the file where possible."""
         file, key = self._places[name]
-        loaded: torch.Tensor = self._files[file].get_tensor(key)
-        return loaded
+        return self._files[file].tensor(key)
 
     def dtype(self) -> torch.dtype:
         """The dtype of the first floating tensor, which is taken as the checkpoint's own."""
@@ -129,22 +132,3 @@ def _model_name(key: str, prefix: str, expected: Container[str]) -> str | None:
             key = key.removesuffix(old) + new
     candidates = (key, prefix + key, key.removeprefix(prefix))
     return next((name for name in candidates if name in expected), None)
-
-
-def _shards(folder: Path) -> dict[str, list[str] | None]:
-    """Weight files of a folder with the keys that the index gives them; None means all keys of a single file."""
-    index = folder / _INDEX_FILE
-    if index.is_file():
-        try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index} is damaged: {error!r}; fetch the file again") from error
-        files: dict[str, list[str] | None] = {}
-        for key, file in weight_map.items():
-            keys = files.setdefault(file, [])
-            assert keys is not None
-            keys.append(key)
-        return files
-    if not (folder / _WEIGHTS_FILE).is_file():
-        raise CheckpointError(f"{folder} has no {_WEIGHTS_FILE}; save the model as safetensors first")
-    return {_WEIGHTS_FILE: None}

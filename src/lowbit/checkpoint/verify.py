@@ -43,8 +43,20 @@ def verify_backbone(directory: str | Path) -> Verified:
     return Verified(path, len(entries), len(stored), size, fingerprint(entries, stored))
 
 
+def is_backbone(path: Path) -> bool:
+    """Whether a model directory was quantized by lowbit; a broken configuration raises CheckpointError."""
+    return _quantization(path).get("quant_method") == "lowbit"
+
+
 def read_quantization_config(path: Path) -> dict[str, Any]:
     """The ``quantization_config`` of a backbone directory; anything else raises CheckpointError."""
+    quantization = _quantization(path)
+    if quantization.get("quant_method") != "lowbit":
+        raise CheckpointError(f"{path} is not a lowbit backbone; make one with `lowbit quantize MODEL -o DIR`")
+    return quantization
+
+
+def _quantization(path: Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise CheckpointError(f"{config} does not exist; {path} is not a model directory")
@@ -52,10 +64,7 @@ def read_quantization_config(path: Path) -> dict[str, Any]:
         values = dict(json.loads(config.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{config} is not the configuration of a model: {error}") from error
-    quantization: dict[str, Any] = values.get("quantization_config") or {}
-    if quantization.get("quant_method") != "lowbit":
-        raise CheckpointError(f"{path} is not a lowbit backbone; make one with `lowbit quantize MODEL -o DIR`")
-    return quantization
+    return values.get("quantization_config") or {}
 
 
 def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], folder: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from lowbit.cli.inspect import inspect
 from lowbit.cli.merge import merge
 from lowbit.cli.plan import plan
 from lowbit.cli.predict import predict
+from lowbit.cli.push import push
 from lowbit.cli.quantize import quantize
 from lowbit.cli.tune import tune
 from lowbit.cli.verify import verify
@@ -62,7 +63,7 @@ def _options(
     pass
 
 
-for _verb in (plan, quantize, tune, merge, evaluate, predict, inspect, verify, demo):
+for _verb in (plan, quantize, tune, merge, evaluate, predict, inspect, verify, push, demo):
     app.command()(_verb)
 
 

@@ -57,6 +57,12 @@ def print_sizes(before: int, after: int, effective_bits: float, model_bits: floa
     typer.echo(f"effective bits {effective_bits:.2f} (block linears), model bits {model_bits:.2f} (whole model)")
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """What whoever uses the result should know, one line each."""
+    for note in notes:
+        typer.echo(f"note: {note}")
+
+
 def cell(value: Any) -> str:
     """One value as a table or line shows it."""
     if value is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from lowbit.cli.console import print_json
 
 def merge(
     backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="Backbone: folder or hub id.")],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Task adapter trained on it.")],
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Task adapter trained on it: folder or hub id.")],
     output: options.Output,
     json: options.Json = False,
 ) -> None:

@@ -19,7 +19,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")]
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Backbone, merged or float model: folder or hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="New directory to write.")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="Task adapter to put on the backbone.")]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", metavar="DIR", help="Task adapter to put on the backbone: folder or hub id.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
 MaxLength = Annotated[
@@ -36,8 +38,27 @@ RecipeFile = Annotated[
 Embeddings = Annotated[
     Literal["8", "4", "float"] | None, typer.Option("--embeddings", help="Bits of the word embeddings; default 8.")
 ]
-Strategy = Annotated[str | None, typer.Option("--strategy", help="How step sizes are found: mse, minmax or sigma.")]
-Levels = Annotated[Literal["full", "midrise"] | None, typer.Option("--levels", help="Grid of the symmetric schemes.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq or kmeans; default mse."
+    ),
+]
+Levels = Annotated[
+    Literal["full", "midrise", "codebook", "shared-codebook"] | None,
+    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans."),
+]
+TargetBits = Annotated[
+    float | None,
+    typer.Option(
+        "--target-bits",
+        help="Effective bits to meet, as 3.2: each matrix gets the width that suits it; runs the model.",
+    ),
+]
+Spread = Annotated[
+    Literal["matrix", "model"] | None,
+    typer.Option("--spread", help="Whether the share of outliers is of each matrix or of the whole model."),
+]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]
 DataDir = Annotated[
@@ -60,17 +81,29 @@ def make_recipe(
     embeddings: str | None = None,
     strategy: str | None = None,
     levels: str | None = None,
+    target_bits: float | None = None,
+    spread: str | None = None,
 ) -> Recipe:
     """The recipe file, or a recipe of the single options; both together are a usage error."""
-    single = {"--scheme": scheme, "--embeddings": embeddings, "--strategy": strategy, "--levels": levels}
+    single: dict[str, Any] = {
+        "--scheme": scheme,
+        "--embeddings": embeddings,
+        "--strategy": strategy,
+        "--levels": levels,
+    }
+    single |= {"--target-bits": target_bits, "--spread": spread}
     if recipe is not None:
         forbid(single, "goes into the recipe file when --recipe is given")
         if recipe.suffix not in (".yaml", ".yml", ".json"):
             raise typer.BadParameter(f"a recipe file ends in .yaml, .yml or .json, not {recipe.name}")
         return Recipe.parse(recipe)
     made = Scheme.parse(scheme or "w4")
-    made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or made.levels)
-    return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8))
+    made = dataclasses.replace(made, strategy=strategy or made.strategy, levels=levels or "")
+    if spread is not None:
+        if made.outliers is None:
+            raise typer.BadParameter("--spread needs a scheme with outliers")
+        made = dataclasses.replace(made, outliers=dataclasses.replace(made.outliers, spread=spread))
+    return Recipe(scheme=made, embeddings=embedding_scheme(embeddings or 8), target_bits=target_bits)
 
 
 def training_data(
@@ -101,7 +134,7 @@ def training_data(
 
 def evaluation_data(
     model: str,
-    adapter: Path | None,
+    adapter: str | None,
     task: str | None,
     data_dir: Path | None,
     evaluation: Path | None,
@@ -143,7 +176,7 @@ def _known(columns: Mapping[str, str | None]) -> dict[str, Any]:
     return {name: column for name, column in columns.items() if column is not None}
 
 
-def _label_names(model: str, adapter: Path | None) -> tuple[str, ...] | None:
+def _label_names(model: str, adapter: str | None) -> tuple[str, ...] | None:
     """Class names in the order of the outputs; None for regression."""
     from lowbit.adapter import read_info
     from lowbit.checkpoint import checkpoint_folder, read_config

@@ -10,7 +10,7 @@ import typer
 
 import lowbit
 from lowbit.cli import options
-from lowbit.cli.console import print_json, print_sizes, progress
+from lowbit.cli.console import print_json, print_notes, print_sizes, progress
 
 if TYPE_CHECKING:
     from lowbit.quantize import Quantized
@@ -24,11 +24,13 @@ def quantize(
     embeddings: options.Embeddings = None,
     strategy: options.Strategy = None,
     levels: options.Levels = None,
+    target_bits: options.TargetBits = None,
+    spread: options.Spread = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Stage 1: write a low-bit backbone, tensor by tensor, without data and without a GPU."""
-    made = options.make_recipe(recipe, scheme, embeddings, strategy, levels)
+    made = options.make_recipe(recipe, scheme, embeddings, strategy, levels, target_bits, spread)
     run = lowbit.quantize  # may import torch, which is no part of the time
     started = time.perf_counter()
     with progress("quantize") as update:
@@ -37,8 +39,9 @@ def quantize(
     before, size = result.plan.bytes_before, result.size
     if json:
         sizes = {"bytes_before": before, **dataclasses.asdict(size)}
-        print_json({"path": str(result.path), **sizes, "seconds": round(seconds, 3)})
+        print_json({"path": str(result.path), **sizes, "seconds": round(seconds, 3), "notes": result.plan.notes})
         return
     print_sizes(before, size.file_bytes, size.effective_bits, size.model_bits)
+    print_notes(result.plan.notes)
     typer.echo(f"{result.path} written in {seconds:.1f} s")
     typer.echo(f"next: lowbit tune {result.path} -o ADAPTER --task sst2")

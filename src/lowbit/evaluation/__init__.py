@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowbit.adapter import load, task_fields
+from lowbit.adapter import adapter_folder, load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import TaskData
 from lowbit.errors import DataError
@@ -30,6 +30,7 @@ def evaluate(
         raise DataError(f"task {data.name!r} has no evaluation rows; give an evaluation file")
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
+    adapter = None if adapter is None else adapter_folder(adapter)
     loaded = load(folder, adapter)
     task = task_fields(loaded, adapter)
     names = task.get("label_names")

@@ -19,7 +19,9 @@ class LowbitConfig(QuantizationConfigMixin):
     """What to do on loading a float model, or what was done to a stored one.
 
     ``recipe``: a scheme's short form (``"w4"``), a recipe file, mapping, Scheme or Recipe. ``groups`` is filled by
-    quantization: the explicit list of quantized modules that the loader trusts.
+    quantization: the explicit list of quantized modules that the loader trusts; so are, by module, ``reasons`` (what a
+    budget went by) and ``errors``: the relative weight error ``||W - Q(W)|| / ||W||`` when it was quantized. Tuning and
+    merging leave them as they are.
 
     ``AutoModel.from_pretrained(float_folder, quantization_config=LowbitConfig("w4"))`` quantizes on loading.
     """
@@ -29,6 +31,8 @@ class LowbitConfig(QuantizationConfigMixin):
         recipe: str | Path | Mapping[str, Any] | Recipe = "w4",
         groups: list[dict[str, Any]] | None = None,
         version: int = CONFIG_VERSION,
+        reasons: dict[str, str] | None = None,
+        errors: dict[str, float] | None = None,
         **other: Any,
     ) -> None:
         other.pop("quant_method", None)
@@ -38,6 +42,8 @@ class LowbitConfig(QuantizationConfigMixin):
         self.version = version
         self.recipe = Recipe.parse(recipe).to_dict()
         self.groups = groups or []
+        self.reasons = reasons or {}
+        self.errors = errors or {}
 
     @classmethod
     def from_plan(cls, plan: Plan) -> LowbitConfig:
@@ -52,6 +58,8 @@ class LowbitConfig(QuantizationConfigMixin):
         """Forget the modules that a task class does not have, as T5EncoderModel has no decoder."""
         kept = [{**group, "modules": [n for n in group["modules"] if n in names]} for group in self.groups]
         self.groups = [group for group in kept if group["modules"]]
+        self.reasons = {name: reason for name, reason in self.reasons.items() if name in names}
+        self.errors = {name: error for name, error in self.errors.items() if name in names}
 
     def modules(self) -> dict[str, ModuleSpec]:
         """Specs of the quantized modules by relative name; damage raises CheckpointError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 from transformers.quantizers import HfQuantizer, register_quantizer
 
-from lowbit.arch import find_module, swap_modules, untie, weight_shape
+from lowbit.arch import base_prefix, find_module, is_head, relative_name, swap_modules, untie, weight_shape
 from lowbit.checkpoint import (
+    Entries,
     check_bytes,
     manifest_metadata,
     read_manifest,
@@ -62,6 +64,8 @@ class LowbitQuantizer(HfQuantizer):
             tensors[path] = empty_tensor(spec.scheme, spec.shape, None if values is None else values.shape[0])
             self._renamings.append(_renaming(stored[name]))
         swap_modules(model, tensors)
+        name, path = next(iter(stored.items()))
+        self._follow_prefix(model, path.removesuffix(name), entries)
         self._expected = {
             f"{path}.{name}": buffer.dtype
             for path, module in model.named_modules()
@@ -69,8 +73,18 @@ class LowbitQuantizer(HfQuantizer):
             for name, buffer in module.named_buffers(recurse=False)
         }
 
+    def _follow_prefix(self, model: PreTrainedModel, prefix: str, entries: Entries) -> None:
+        """Make sure that the files hold the whole base model of this class, under whatever prefix."""
+        for name, _ in model.named_parameters():
+            shared = name in model.all_tied_weights_keys or is_head(model, name.rpartition(".")[0])
+            if not shared and prefix + relative_name(model, name) not in entries:
+                kind = type(model).__name__
+                raise CheckpointError(f"the backbone lacks {name!r} of a {kind}; load the class of its config.json")
+        if prefix not in ("", f"{model.base_model_prefix}."):  # LlamaForQuestionAnswering has one of its own
+            self._renamings.append(WeightRenaming(f"^{re.escape(prefix)}", base_prefix(model)))
+
     def get_weight_conversions(self) -> list[WeightRenaming]:
-        """On disk the codes are called ``weight``, in memory ``codes``."""
+        """On disk the codes are called ``weight``, in memory ``codes``; another class may have another prefix."""
         return self._renamings
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
@@ -144,6 +158,7 @@ def attach(model: PreTrainedModel, config: LowbitConfig, quantizer: LowbitQuanti
     model.quantization_method = config.quant_method
     # Saved names are the model's own: renamings that an old checkpoint needed must not come back.
     model._weight_conversions = []
+    model.add_model_tags(["lowbit", "quantized"])  # of the card that its push_to_hub makes
 
 
 def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -162,5 +177,4 @@ def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _renaming(path: str) -> WeightRenaming:
-    escaped = path.replace(".", r"\.")
-    return WeightRenaming(source_patterns=rf"^{escaped}\.weight$", target_patterns=f"{path}.{CODES}")
+    return WeightRenaming(source_patterns=rf"^{re.escape(path)}\.weight$", target_patterns=f"{path}.{CODES}")

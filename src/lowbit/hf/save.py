@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from lowbit.arch import untie
-from lowbit.checkpoint import TensorEntry, atomic_directory, write_backbone
+from lowbit.checkpoint import TensorEntry, atomic_directory, write_description, write_weights
 from lowbit.errors import CheckpointError
 from lowbit.hf.config import LowbitConfig
 from lowbit.hf.quantizer import disk_tensors
-from lowbit.plan import make_plan
+from lowbit.plan import make_plan, with_schemes
 
 
 def save(model: PreTrainedModel, output: str | Path, source: Path | None = None) -> Path:
@@ -32,7 +33,10 @@ def save(model: PreTrainedModel, output: str | Path, source: Path | None = None)
     tensors = disk_tensors(model)
     untie(skeleton, tensors)
     plan = make_plan(skeleton.to(model.dtype), config.parsed_recipe(), strict=False)
+    schemes = {name: spec.scheme for name, spec in config.modules().items()}
+    plan = replace(with_schemes(plan, schemes, config.reasons), errors=config.errors)
     entries = {name: TensorEntry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with atomic_directory(output) as partial:
-        write_backbone(partial, plan, plain, entries, tensors.items(), source)
+        write_weights(partial, entries, tensors.items())
+        write_description(partial, plan, plain, source)
     return Path(output)

@@ -43,7 +43,7 @@ class TiedQuantLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized float32 weight [vocabulary, width], made anew at each access."""
+        """The dequantized weight [vocabulary, width], made anew at each access."""
         return self.source.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,12 @@ from lowbit.qtensor import QuantizedTensor, tensor_specs
 from lowbit.scheme import Scheme
 
 CODES = "codes"  # the buffer's name; on disk the codes are called ``weight``
-_PARAMETERS = ("scale", "zero_point", "outlier_ptr", "outlier_col", "outlier_value")
+_PARAMETERS = ("scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
 
 
 class QuantModule(nn.Module):
-    """Holds a weight [out, in] as buffers ``codes, scale, zero_point, outlier_ptr, outlier_col, outlier_value``.
+    """Holds a weight [out, in] as buffers ``codes, scale, zero_point, codebook, outlier_ptr, outlier_col,
+    outlier_value``.
 
     The buffers keep their dtype through ``.to(dtype)`` and ``.half()``: they are the stored form, and the
     result follows the dtype of the input. Training promotes ``outlier_value`` (and ``scale``) to parameters.
@@ -26,6 +27,7 @@ class QuantModule(nn.Module):
     codes: torch.Tensor
     scale: torch.Tensor
     zero_point: torch.Tensor | None
+    codebook: torch.Tensor | None
     outlier_ptr: torch.Tensor | None
     outlier_col: torch.Tensor | None
     outlier_value: torch.Tensor | None
@@ -47,6 +49,7 @@ class QuantModule(nn.Module):
             weight=self.codes,
             scale=self.scale,
             zero_point=self.zero_point,
+            codebook=self.codebook,
             outlier_ptr=self.outlier_ptr,
             outlier_col=self.outlier_col,
             outlier_value=self.outlier_value,
@@ -55,10 +58,9 @@ class QuantModule(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized float32 weight [out, in], made anew at each access; writing to it changes nothing."""
-        meta = self.codes.is_meta
-        weight = torch.empty(self.shape, device="meta") if meta else self.tensor.dequantize().detach()
-        weight._is_hf_initialized = True  # type: ignore[attr-defined]  # keeps initialisers away from the copy
-        return weight
+        return as_initialized(
+            torch.empty(self.shape, device="meta") if self.codes.is_meta else self.tensor.dequantize()
+        )
 
     def train_payload(self, name: str) -> torch.nn.Parameter:
         """Turn ``outlier_value`` or ``scale`` into a float32 parameter that can be trained."""
@@ -97,6 +99,12 @@ class QuantModule(nn.Module):
         """Shape and scheme, as ``print(model)`` shows them."""
         out_features, in_features = self.shape
         return f"out={out_features}, in={in_features}, scheme={self.scheme}, outliers={self.tensor.outlier_count}"
+
+
+def as_initialized(weight: torch.Tensor) -> torch.Tensor:
+    """``weight``, marked so that transformers' initialisers keep away from it."""
+    weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    return weight
 
 
 def empty_tensor(scheme: Scheme, shape: tuple[int, int], outliers: int | None = None) -> QuantizedTensor:

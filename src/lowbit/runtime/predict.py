@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.adapter import load, task_fields
+from lowbit.adapter import adapter_folder, load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import Examples, encode
 from lowbit.errors import UnsupportedModelError
@@ -35,6 +35,7 @@ def predict(
     """
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
+    adapter = None if adapter is None else adapter_folder(adapter)
     loaded = load(folder, adapter)
     if not hasattr(loaded.config, "id2label") or "SequenceClassification" not in type(loaded).__name__:
         raise UnsupportedModelError(f"{model} has no classification head; give the adapter of a task")

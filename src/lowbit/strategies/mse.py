@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 
 from lowbit.scheme import Scheme
-from lowbit.strategies.grid import block_range, encode, from_range, group_sum, round_trip
-from lowbit.strategies.registry import Parameters, strategy
+from lowbit.strategies.grid import Fit, block_range, encode, from_range, group_sum, round_trip
+from lowbit.strategies.groups import chunked
+from lowbit.strategies.registry import strategy
 from lowbit.strategies.sigma import sigma
 
 _RATIOS = tuple(0.15 ** (step / 12) for step in range(13))  # 1 down to 0.15 of the min-max range
 _REFINEMENTS = 4
 
 
-@strategy
-def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Parameters:
+@strategy("full", "midrise")
+@chunked
+def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Fit:
     """Search thirteen clip ratios and the Gaussian clip, then alternate codes and least-squares step (symmetric only).
 
     The Gaussian clip serves groups whose farthest weight is so far that the best clip lies below every ratio.
@@ -26,47 +28,44 @@ def mse(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None) -> Para
     candidates.append(sigma(blocks, scheme, keep))
     if scheme.levels != "midrise":
         keep = None  # zero lies on the grid, so the zeroed outliers cost nothing
-    scale, zero_point = candidates[0]
-    error = _error(blocks, scheme, scale, zero_point, keep)
-    for candidate, candidate_zero in candidates[1:]:
-        candidate_error = _error(blocks, scheme, candidate, candidate_zero, keep)
-        better = candidate_error < error
-        scale = torch.where(better, candidate, scale)
-        error = torch.where(better, candidate_error, error)
-        if zero_point is not None and candidate_zero is not None:
-            zero_point = torch.where(better, candidate_zero, zero_point)
-    if zero_point is not None:
-        return scale, zero_point
+    best, error = candidates[0], squared_error(blocks, scheme, candidates[0], keep)
+    for candidate in candidates[1:]:
+        best, error = _better(blocks, scheme, best, error, candidate, keep)
+    if best.zero_point is not None:
+        return best
     for _ in range(_REFINEMENTS):
-        candidate = _least_squares(blocks, scheme, scale, keep)
-        candidate_error = _error(blocks, scheme, candidate, None, keep)
-        better = candidate_error < error
-        scale = torch.where(better, candidate, scale)
-        error = torch.where(better, candidate_error, error)
-    return scale, None
+        steps = encode(blocks, scheme, best).sub_(scheme.offset)
+        candidate = Fit(least_squares(blocks, steps, best.scale, keep))
+        best, error = _better(blocks, scheme, best, error, candidate, keep)
+    return best
 
 
-def _error(
-    blocks: torch.Tensor,
-    scheme: Scheme,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    keep: torch.Tensor | None,
-) -> torch.Tensor:
+def squared_error(blocks: torch.Tensor, scheme: Scheme, fit: Fit, keep: torch.Tensor | None) -> torch.Tensor:
     """Squared error [groups] over the weights that are kept."""
-    difference = round_trip(blocks, scheme, scale, zero_point).sub_(blocks)
+    difference = round_trip(blocks, scheme, fit).sub_(blocks)
     if keep is not None:
         difference.mul_(keep)
     return group_sum(difference.square_())
 
 
-def _least_squares(
-    blocks: torch.Tensor, scheme: Scheme, scale: torch.Tensor, keep: torch.Tensor | None
+def _better(
+    blocks: torch.Tensor, scheme: Scheme, best: Fit, error: torch.Tensor, other: Fit, keep: torch.Tensor | None
+) -> tuple[Fit, torch.Tensor]:
+    """Group by group the fit with the smaller error, and that error [groups]."""
+    other_error = squared_error(blocks, scheme, other, keep)
+    better = other_error < error
+    zero_point = None
+    if best.zero_point is not None and other.zero_point is not None:
+        zero_point = torch.where(better, other.zero_point, best.zero_point)
+    return Fit(torch.where(better, other.scale, best.scale), zero_point), torch.where(better, other_error, error)
+
+
+def least_squares(
+    blocks: torch.Tensor, steps: torch.Tensor, scale: torch.Tensor, keep: torch.Tensor | None
 ) -> torch.Tensor:
-    """The best step [groups] for the codes that ``scale`` gives; ``scale`` itself where all codes are zero."""
-    codes = encode(blocks, scheme, scale, None).sub_(scheme.offset)
+    """The best step size [groups] for weights that are to become ``steps`` times it; ``scale`` where all are zero."""
     if keep is not None:
-        codes.mul_(keep)
-    correlation = group_sum(blocks * codes)
-    energy = group_sum(codes.square_())
+        steps = steps * keep
+    correlation = group_sum(blocks * steps)
+    energy = group_sum(steps.square())
     return torch.where((energy > 0) & (correlation > 0), correlation / energy.clamp(min=1e-30), scale)

@@ -6,12 +6,12 @@ import torch
 
 from lowbit.errors import SchemeError
 from lowbit.scheme import Scheme
-from lowbit.strategies.grid import from_range, mean_and_std
-from lowbit.strategies.registry import Parameters, strategy
+from lowbit.strategies.grid import Fit, from_range, mean_and_std
+from lowbit.strategies.registry import strategy
 
 
-@strategy
-def sigma(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None, *, width: float = 6.0) -> Parameters:
+@strategy("full", "midrise")
+def sigma(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None, *, width: float = 6.0) -> Fit:
     """A grid ``width`` standard deviations wide: 6 clips at three sigma, 4 bits then step 0.4 sigma.
 
     Symmetric grids are centred at zero, asymmetric ones at the mean.
@@ -21,5 +21,5 @@ def sigma(blocks: torch.Tensor, scheme: Scheme, keep: torch.Tensor | None, *, wi
     mean, std = mean_and_std(blocks, keep)
     if scheme.symmetric:
         scale = (width * std / (2**scheme.bits - 1)).float()
-        return torch.where(scale > 0, scale, torch.ones_like(scale)), None
+        return Fit(torch.where(scale > 0, scale, torch.ones_like(scale)))
     return from_range((mean - width / 2 * std).float(), (mean + width / 2 * std).float(), scheme)

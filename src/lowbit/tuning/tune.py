@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from lowbit.adapter import AdapterInfo, adapter_target, load, load_classifier, model_fingerprint, write_adapter
+from lowbit.adapter import (
+    AdapterInfo,
+    adapter_target,
+    load,
+    load_classifier,
+    model_fingerprint,
+    record_scores,
+    write_adapter,
+)
 from lowbit.arch import relative_name
-from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, refuse_existing
+from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, hub_id, refuse_existing
 from lowbit.data import Examples, TaskData, encode
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import LowbitConfig, attach, save
@@ -94,15 +102,18 @@ def tune(
         if fingerprint is not None:
             finish(classifier)
             tensors = {n: adapter_target(classifier, n).detach() for found in names.values() for n in found}
-            write_adapter(output, AdapterInfo(fingerprint=fingerprint, **task), tensors)
+            write_adapter(output, AdapterInfo(fingerprint=fingerprint, backbone=hub_id(folder), **task), tensors)
         else:
             classifier.config.lowbit_task = task
             _write_model(classifier.cpu(), options, method, folder, output)
         saved.remove()
         result = load(folder, output) if fingerprint is not None else load(output)
-        return score_model(
+        scores = score_model(
             result, tokenizer, data, max_length=options.max_length, precision=options.precision, progress=progress
         )
+        if fingerprint is not None:
+            record_scores(output, scores)
+        return scores
 
     metrics = once(deliver)
     first = next(iter(metrics.values()), {})

@@ -1,0 +1,47 @@
+"""The card that goes with a task adapter, as the hub reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowbit.checkpoint import THIS_REPOSITORY, front_matter, score_table
+
+if TYPE_CHECKING:
+    from lowbit.adapter.files import AdapterInfo
+
+ITS_BACKBONE = "ITS-BACKBONE"  # in a card: what pushing replaces by the backbone's name on the hub, if that is known
+
+
+def adapter_card(info: AdapterInfo) -> str:
+    """Markdown for the adapter's ``README.md``: task, backbone, scores, how to load it, and what it cannot do."""
+    base = {} if info.backbone is None else {"base_model": info.backbone, "base_model_relation": "adapter"}
+    data = {"library_name": "lowbit", "tags": ["lowbit", "task-adapter"], "pipeline_tag": "text-classification", **base}
+    labels = "numbers (regression)" if info.label_names is None else ", ".join(f"`{n}`" for n in info.label_names)
+    trained = ", ".join(f"{count:,} in {group}" for group, count in info.trained.items() if count)
+    scores = score_table(info.scores) if info.scores else "No evaluation set was given."
+    return f"""{front_matter(**data)}
+# Task adapter for {info.task}
+
+What one task adds to a low-bit backbone of lowbit: the values of its outliers, and the task head.
+
+```python
+import lowbit
+
+model = lowbit.load("{info.backbone or ITS_BACKBONE}", adapter="{THIS_REPOSITORY}")
+print(list(lowbit.predict("{info.backbone or ITS_BACKBONE}", ["some text"], adapter="{THIS_REPOSITORY}")))
+```
+
+- Labels: {labels}
+- Trained values: {trained or "not recorded"}
+- Fingerprint of the backbone: `{info.fingerprint}`
+
+## Scores
+
+{scores}
+
+## Limitations
+
+- It fits the backbone with this fingerprint and no other; loading it on another one is an error.
+- The scores are those of one training run, measured on the adapter as it is stored.
+- It loads with lowbit only. What is said of the backbone's license, intended use and biases holds here too.
+"""

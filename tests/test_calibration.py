@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from lowbit.calibration import generated_inputs, second_moments, text_inputs, whole_words
+from lowbit.errors import DataError
+from tests.models import WORDS, load, tiny_tokenizer
+from tests.tiny import BACKBONES
+
+MODULES = {
+    "bert": "encoder.layer.1.output.dense",
+    "t5": "decoder.block.1.layer.1.EncDecAttention.k",
+    "gpt2": "transformer.h.1.mlp.c_proj",
+}
+
+
+@pytest.fixture(scope="module")
+def opened(tiny):
+    def open_one(arch, class_name=None):
+        tokenizer = tiny_tokenizer(arch)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return load(class_name or BACKBONES[arch], tiny.model(arch, class_name)), tokenizer
+
+    return open_one
+
+
+def test_words_are_whole_alphabetic_and_in_the_order_of_the_vocabulary():
+    class Vocabulary:
+        all_special_tokens = ("Ġend",)
+
+        def __init__(self, *pieces):
+            self.get_vocab = lambda: {piece: index for index, piece in reversed(list(enumerate(pieces)))}
+
+    assert whole_words(Vocabulary("Ġthe", "ing", "Ġof", "Ġ1990", "Ġa", "Ġend")) == ["the", "of"]
+    assert whole_words(Vocabulary("▁we", "▁", "▁Zeit", "s")) == ["we", "Zeit"]
+    assert whole_words(Vocabulary("the", "##ing", "!", "of", "x")) == ["the", "of"]
+    with pytest.raises(DataError, match="no whole words to generate inputs from; give calibration text"):
+        whole_words(Vocabulary("##ing", "!"))
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_generated_inputs_are_texts_that_every_architecture_reads(opened, arch):
+    model, tokenizer = opened(arch)
+    before = torch.get_rng_state()
+    batches = generated_inputs(model, tokenizer, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sum(len(batch["input_ids"]) for batch in batches) == 512
+    again, other = (generated_inputs(model, tokenizer, seed=seed) for seed in (3, 4))
+    assert all(torch.equal(one["input_ids"], two["input_ids"]) for one, two in zip(batches, again, strict=True))
+    assert any(not torch.equal(one["input_ids"], two["input_ids"]) for one, two in zip(batches, other, strict=True))
+    counts = torch.bincount(torch.cat([batch["input_ids"].flatten() for batch in batches]))
+    words = [word for word in whole_words(tokenizer) if word in WORDS]
+    ids = tokenizer.convert_tokens_to_ids(words)
+    assert counts[ids[0]] > 1.5 * counts[ids[5]] > 0  # earlier words more often
+    with torch.no_grad():
+        model(**batches[0])
+
+
+def test_texts_are_cut_where_the_model_ends_and_empty_ones_are_left_out(opened):
+    model, tokenizer = opened("bert")
+    batches = text_inputs(model, tokenizer, ["good film", "", " ", "the " * 100])
+    (batch,) = batches
+    assert batch["attention_mask"].sum(dim=1).tolist() == [4, 22]
+    with pytest.raises(DataError, match="calibration text is empty"):
+        text_inputs(model, tokenizer, ["", "\t"])
+
+
+@pytest.mark.parametrize("arch", MODULES)
+def test_second_moments_are_those_of_what_the_module_sees_without_padding(opened, arch):
+    model, tokenizer = opened(arch)
+    model.train()
+    batches = text_inputs(model, tokenizer, ["good film", "a very poor book", "it was great the song was fine"])
+    path, seen = MODULES[arch], []
+    moments = second_moments(model, [path], batches)
+    assert model.training
+    model.eval()
+    for text in ("good film", "a very poor book", "it was great the song was fine"):
+        hook = model.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+        (single,) = text_inputs(model, tokenizer, [text])
+        if "decoder_input_ids" in single:  # what the batch starts with is its padding or end
+            (whole,) = batches
+            row = ["good film", "a very poor book", "it was great the song was fine"].index(text)
+            single["decoder_input_ids"][0, 0] = whole["decoder_input_ids"][row, 0]
+        with torch.no_grad():
+            model(**single)
+        hook.remove()
+    rows = torch.cat(seen)
+    torch.testing.assert_close(moments[path], rows.t() @ rows, rtol=1e-3, atol=1e-4)
+    assert not model.get_submodule(path)._forward_pre_hooks
