@@ -58,6 +58,7 @@ def test_a_model_that_was_tuned_first_names_its_task(tiny, tmp_path, method):
         folder = lowbit.quantize(folder, "w4", output=tmp_path / "quantized").path
     found = lowbit.inspect(folder)
     assert (found["kind"], found["task"]["task"]) == ("tuned", "toy")
+    assert "Before that the whole model was tuned for the task `toy`." in (folder / "README.md").read_text()
 
 
 def test_a_damaged_adapter_is_found(tiny, tmp_path):
