@@ -23,6 +23,7 @@ FILE = RESULTS / "budgets.jsonl"
 BATCH, MAX_LENGTH = 64, 128
 TARGETS = (3.2, 3.5)
 WIDTHS = (4, 3, 2)
+WHOLE = {"matrix": "each matrix", "model": "the model"}
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def recipes(folder: str) -> list[tuple[str, str, Recipe]]:
     for bits in WIDTHS:
         for spread in ("matrix", "model"):
             scheme = Scheme(bits=bits, outliers=OutlierRule(spread=spread))
-            found.append((f"w{bits}, 0.5 % of each {spread}", f"spread w{bits}", Recipe(scheme, embeddings=None)))
+            found.append((f"w{bits}, 0.5 % of {WHOLE[spread]}", f"spread w{bits}", Recipe(scheme, embeddings=None)))
     return found
 
 

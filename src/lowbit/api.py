@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,23 @@ def quantize(
     recipe: RecipeLike = "w4",
     *,
     output: str | Path | None = None,
+    texts: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Quantized | Plan:
     """Stage 1, without data.
 
     A folder or hub id is streamed into the new directory ``output``, tensor by tensor. A loaded model is quantized in
-    place and its plan returned; ``lowbit.save(model, output)`` writes it.
+    place and its plan returned; ``lowbit.save(model, output)`` writes it. The strategy ``gptq`` runs the float model on
+    generated inputs, or on ``texts`` where they are given.
     """
     parsed = Recipe.parse(recipe)
     if not isinstance(model, PreTrainedModel):
         if output is None:
             raise SchemeError("give `output`, the directory to write the backbone to")
-        return quantize_checkpoint(model, parsed, output, seed=seed, progress=progress)
+        return quantize_checkpoint(model, parsed, output, texts=texts, seed=seed, progress=progress)
     if output is not None:
         raise SchemeError("a loaded model is quantized in place; write it with `lowbit.save(model, output)`")
-    found = quantize_model(model, parsed, seed=seed)
+    found = quantize_model(model, parsed, texts=texts, seed=seed)
     attach(model, LowbitConfig.from_plan(found))
     return found

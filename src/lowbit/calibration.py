@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.errors import DataError
+from lowbit.errors import DataError, WeightError
 
 _ROWS = 512
 _WORDS = (4, 30)  # shortest and longest generated text
@@ -72,11 +74,17 @@ def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return words
 
 
+def blocks(paths: Iterable[str]) -> list[list[str]]:
+    """Neighbouring module paths of one transformer block together, in their order."""
+    return [list(group) for _, group in itertools.groupby(paths, key=lambda path: re.split(r"(?<=\d)\.", path)[0])]
+
+
 @torch.no_grad()
 def second_moments(model: PreTrainedModel, paths: Sequence[str], batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
     """Per module path the sum of x x^T over its inputs x, float32 [in, in], padding left out.
 
-    The model runs in eval mode and is left in the mode it was in.
+    A module that is never called has none. The model runs in eval mode and is left in the mode it was in. Inputs that
+    are NaN or infinite raise :class:`WeightError`.
     """
     moments: dict[str, torch.Tensor] = {}
     was_training = model.training
@@ -93,6 +101,9 @@ def second_moments(model: PreTrainedModel, paths: Sequence[str], batches: Iterab
                     moments[path] = moments[path] + product if path in moments else product
                 found.clear()
     model.train(was_training)
+    for path, matrix in moments.items():
+        if not matrix.isfinite().all():
+            raise WeightError(f"{path}: its inputs are NaN or infinite; repair the checkpoint first")
     return moments
 
 

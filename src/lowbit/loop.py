@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lowbit.arch import position_limit
-from lowbit.errors import CheckpointError, DataError, SchemeError
+from lowbit.checkpoint import load_tokenizer as load_tokenizer
+from lowbit.errors import DataError, SchemeError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 Progress = Callable[[int, int, str], None]
@@ -65,24 +65,6 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; one without a padding token pads with its end token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} has no usable tokenizer: {error!r}; fetch its files again") from error
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((folder / name).is_file() for name in files):  # transformers makes one that knows no word
-        raise CheckpointError(
-            f"{folder} has no tokenizer, none of {', '.join(sorted(files))}; save it beside the model"
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise CheckpointError(f"the tokenizer in {folder} has neither a padding nor an end token; add one")
-    return tokenizer
 
 
 def length_order(features: Sequence[dict[str, Any]]) -> list[int]:

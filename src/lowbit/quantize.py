@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 
 from lowbit.arch import find_module, float_weight, swap_modules, weight_shape
 from lowbit.budget import choose_bits, output_changes, spread_outliers
+from lowbit.calibration import blocks, generated_inputs, second_moments, text_inputs
 from lowbit.checkpoint import (
     Size,
     SourceCheckpoint,
     TensorEntry,
     atomic_directory,
     checkpoint_folder,
+    load_tokenizer,
     measure,
     meta_model,
     open_source,
@@ -32,8 +34,10 @@ from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
 from lowbit.recipe import Recipe
+from lowbit.strategies import needs_hessian
 
 Progress = Callable[[int, int, str], None]
+Outcome = tuple[QuantizedTensor, float]
 
 
 @dataclass(frozen=True)
@@ -63,19 +67,29 @@ def plan_model(model: PreTrainedModel, recipe: Recipe, progress: Progress | None
 
 
 def quantize_checkpoint(
-    model: str | Path, recipe: Recipe, output: str | Path, *, seed: int = 0, progress: Progress | None = None
+    model: str | Path,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Quantized:
     """Quantize a checkpoint into a new backbone directory, tensor by tensor.
 
-    ``model`` is a folder or hub id; ``seed`` serves random outliers only; ``progress(done, total, name)`` is
-    called before each tensor. Typed errors name the file or module; nothing half written is left behind.
+    ``model`` is a folder or hub id; ``seed`` serves random outliers and generated inputs; ``progress(done, total,
+    name)`` is called before each tensor. For a strategy that needs a Hessian the float model is loaded and run on
+    ``texts``, or on generated ones. Typed errors name the file or module; nothing half written is left behind.
     """
     refuse_existing(output)
     folder = checkpoint_folder(model)
     skeleton = _skeleton(folder)
     with open_source(folder, skeleton) as source, atomic_directory(output) as unfinished:
         plan = _plan_source(folder, skeleton, source, recipe, progress)
-        stream = _Stream(skeleton, plan, source, seed)
+        done: Mapping[str, Outcome] = {}
+        if _calibrates(plan):
+            done = _calibrated(_load(folder, skeleton), plan, folder, texts, seed, progress)
+        stream = _Stream(skeleton, plan, source, seed, done)
         config = skeleton.config
         config.dtype = source.dtype()
         write_weights(unfinished, stream.entries, stream.tensors(progress))
@@ -84,14 +98,21 @@ def quantize_checkpoint(
     return Quantized(Path(output), plan, measure(output))
 
 
-def quantize_model(model: PreTrainedModel, recipe: Recipe, *, seed: int = 0) -> Plan:
-    """Quantize a loaded float model in place and return the plan; the result equals the streaming path's."""
+def quantize_model(
+    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[str] | None = None, seed: int = 0
+) -> Plan:
+    """Quantize a loaded float model in place and return the plan; the result equals the streaming path's.
+
+    A strategy that needs a Hessian takes the tokenizer from where the model was loaded from.
+    """
     plan = plan_model(model, recipe)
+    done: Mapping[str, Outcome] = {}
+    if _calibrates(plan):
+        done = _calibrated(model, plan, checkpoint_folder(model.name_or_path), texts, seed, None)
     tensors, errors = {}, {}
     for entry in plan.quantized:
-        path = find_module(model, entry.name)
-        assert path is not None
-        tensors[path], errors[entry.name] = _quantize(entry, _model_weight(model, entry), seed)
+        path = _path(model, entry)
+        tensors[path], errors[entry.name] = done.get(path) or _quantize(entry, _model_weight(model, entry), seed)
     for name, parameter in model.named_parameters():
         _check(name, parameter.data)
     swap_modules(model, tensors)
@@ -101,13 +122,11 @@ def quantize_model(model: PreTrainedModel, recipe: Recipe, *, seed: int = 0) -> 
 class _Stream:
     """The tensors of a backbone, made one after another from a source checkpoint."""
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, source: SourceCheckpoint, seed: int) -> None:
-        self._model, self._source, self._seed = model, source, seed
-        self._modules: dict[str, PlanEntry] = {}
-        for entry in plan.quantized:
-            path = find_module(model, entry.name)
-            assert path is not None
-            self._modules[path] = entry
+    def __init__(
+        self, model: PreTrainedModel, plan: Plan, source: SourceCheckpoint, seed: int, done: Mapping[str, Outcome]
+    ) -> None:
+        self._model, self._source, self._seed, self._done = model, source, seed, done
+        self._modules = {_path(model, entry): entry for entry in plan.quantized}
         self.errors: dict[str, float] = {}
         self.entries: dict[str, TensorEntry] = {}
         for name in source.names:
@@ -127,7 +146,8 @@ class _Stream:
             path = name.removesuffix(".weight")
             if path in self._modules and name.endswith(".weight"):
                 entry = self._modules[path]
-                tensor, self.errors[entry.name] = _quantize(entry, self._weight(path), self._seed)
+                outcome = self._done.get(path) or _quantize(entry, self._weight(path), self._seed)
+                tensor, self.errors[entry.name] = outcome
                 for part, value in tensor.to_tensors().items():
                     yield f"{path}.{part}", value
             else:
@@ -168,14 +188,16 @@ def _plan_source(
     skeleton.to(source.dtype())
 
     def weight(entry: PlanEntry) -> torch.Tensor:
-        path = find_module(skeleton, entry.name)
-        assert path is not None
+        path = _path(skeleton, entry)
         return float_weight(skeleton.get_submodule(path), source.tensor(f"{path}.weight"))
 
-    def load() -> PreTrainedModel:
-        return type(skeleton).from_pretrained(folder, dtype=source.dtype(), local_files_only=True)
+    return _settle(make_plan(skeleton, recipe), weight, partial(_load, folder, skeleton), progress)
 
-    return _settle(make_plan(skeleton, recipe), weight, load, progress)
+
+def _load(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
+    """The float model that a skeleton stands for, in the same dtype."""
+    loaded: PreTrainedModel = type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
+    return loaded
 
 
 def _settle(
@@ -190,20 +212,63 @@ def _settle(
     return spread_outliers(plan, weight, progress)
 
 
-def _model_weight(model: PreTrainedModel, entry: PlanEntry) -> torch.Tensor:
+def _calibrates(plan: Plan) -> bool:
+    return any(entry.scheme is not None and needs_hessian(entry.scheme) for entry in plan.quantized)
+
+
+def _calibrated(
+    model: PreTrainedModel,
+    plan: Plan,
+    folder: Path,
+    texts: Sequence[str] | None,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Outcome]:
+    """The modules whose strategy needs a Hessian, by path, quantized block by block.
+
+    Each block sees what the blocks before it make of the inputs once they are quantized. The model is as it was
+    afterwards.
+    """
+    entries = {_path(model, e): e for e in plan.quantized if e.scheme is not None and needs_hessian(e.scheme)}
+    tokenizer = load_tokenizer(folder)
+    given = generated_inputs(model, tokenizer, seed=seed) if texts is None else text_inputs(model, tokenizer, texts)
+    done: dict[str, Outcome] = {}
+    floats: dict[str, torch.Tensor] = {}
+    try:
+        for block in blocks(entries):
+            if progress is not None:
+                progress(len(done), len(entries), block[0])
+            moments = second_moments(model, block, given)
+            for path in block:
+                module = model.get_submodule(path)
+                floats[path] = module.weight.data
+                weight = float_weight(module, floats[path])
+                done[path] = _quantize(entries[path], weight, seed, moments.pop(path, None))
+                module.weight.data = float_weight(module, done[path][0].dequantize(weight.dtype))
+    finally:
+        for path, weight in floats.items():
+            model.get_submodule(path).weight.data = weight
+    return done
+
+
+def _path(model: PreTrainedModel, entry: PlanEntry) -> str:
     path = find_module(model, entry.name)
     assert path is not None
-    module = model.get_submodule(path)
+    return path
+
+
+def _model_weight(model: PreTrainedModel, entry: PlanEntry) -> torch.Tensor:
+    module = model.get_submodule(_path(model, entry))
     return float_weight(module, module.weight.data)
 
 
-def _quantize(entry: PlanEntry, weight: torch.Tensor, seed: int) -> tuple[QuantizedTensor, float]:
+def _quantize(entry: PlanEntry, weight: torch.Tensor, seed: int, hessian: torch.Tensor | None = None) -> Outcome:
     """Quantize one module's weight [out, in]; also its relative error, to four digits."""
     assert entry.scheme is not None
     digest = hashlib.sha256(f"{seed}:{entry.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     with naming(entry.name):
-        tensor, error = quantize_with_error(weight, entry.scheme, generator=generator)
+        tensor, error = quantize_with_error(weight, entry.scheme, hessian=hessian, generator=generator)
     return tensor, float(f"{error:.4g}")
 
 

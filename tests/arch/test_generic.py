@@ -90,6 +90,13 @@ def test_t5s_of_other_types_are_found_like_t5():
     assert heads == ["qa_outputs"]
 
 
+def test_the_table_that_the_word_embedding_is_tied_to():
+    """Marian's ``get_input_embeddings()`` gives the encoder's table, which is a tied one."""
+    found = {r.name: r.kind for r in roles(tiny_model("marian", "MarianMTModel")) if r.kind in ("embedding", "tied")}
+    assert found.pop("shared") == "embedding"
+    assert found == dict.fromkeys(["encoder.embed_tokens", "decoder.embed_tokens", "lm_head"], "tied")
+
+
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()

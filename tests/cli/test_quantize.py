@@ -72,3 +72,13 @@ def test_a_spread_needs_outliers(run, bert, tmp_path):
     result = run("quantize", bert, "-o", tmp_path / "q", "--scheme", "w4o0", "--spread", "model")
     assert result.exit_code == 2
     assert "--spread needs a scheme with outliers" in result.stderr
+
+
+def test_calibration_text_is_read_line_by_line(run, tiny, tmp_path):
+    (tmp_path / "text.txt").write_text("good film\n\nthe book was awful\n")
+    options = ["--scheme", "w2", "--strategy", "gptq"]
+    run("quantize", tiny.model("bert"), "-o", tmp_path / "cli", *options, "--calibration", tmp_path / "text.txt")
+    recipe = {"scheme": {"bits": 2, "strategy": "gptq"}}
+    texts = ["good film", "the book was awful"]
+    lowbit.quantize(tiny.model("bert"), recipe, output=tmp_path / "function", texts=texts)
+    assert file_bytes(tmp_path / "cli") == file_bytes(tmp_path / "function")

@@ -53,6 +53,7 @@ def test_the_adapter_holds_outliers_norms_and_biases(tiny, adapters, arch):
         max_length=16,
         trained=result.trained,
         options=info.options,
+        scores=result.metrics,
         task_type="causal-lm",
     )
     model = load_causal_lm(tiny.backbone(arch))

@@ -22,14 +22,10 @@ class GenericArchitecture:
 
     def __init__(self, model: PreTrainedModel) -> None:
         base = getattr(model, model.base_model_prefix, model)
-        self._base: nn.Module = base
+        self._model, self._base = model, base
         self._roots = {
             name for name, child in base.named_children() if base is not model or not isinstance(child, nn.Linear)
         }
-        try:
-            self._words = model.get_input_embeddings()
-        except NotImplementedError:  # a model that reads no words
-            self._words = None
 
     def is_base(self, name: str) -> bool:
         """Whether a module belongs to the base model."""
@@ -41,7 +37,15 @@ class GenericArchitecture:
 
     def is_word_embedding(self, name: str) -> bool:
         """Whether an embedding of the base model holds words."""
-        return self._base.get_submodule(name) is self._words
+        module = self._base.get_submodule(name)
+        try:
+            words = self._model.get_input_embeddings()
+        except NotImplementedError:  # a model that reads no words
+            return False
+        used_by = {path for path, found in self._model.named_modules(remove_duplicate=False) if found is words}
+        ties = self._model.all_tied_weights_keys
+        sources = [ties[f"{path}.weight"] for path in used_by if f"{path}.weight" in ties]  # Marian gives the encoder's
+        return module is words or any(self._model.get_submodule(s.rpartition(".")[0]) is module for s in sources)
 
     def float_reason(self, name: str) -> str:
         """Why a linear of the base model stays in float; empty for one that is quantized."""

@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +16,7 @@ from lowbit.errors import WeightError, naming
 from lowbit.plan import Plan, PlanEntry
 from lowbit.qtensor import quantize_with_error
 from lowbit.scheme import Scheme
-from lowbit.strategies import needs_hessian
+from lowbit.strategies import grid_scheme
 
 _MEASURED = (2, 3)
 _TEXTS, _TOKENS = 32, 16
@@ -89,8 +88,7 @@ def _quantized_output(
 def _scheme(entry: PlanEntry, bits: int) -> Scheme:
     """The scheme in another width; a strategy that needs a Hessian is stood in for by one that does not."""
     assert entry.scheme is not None
-    scheme = entry.scheme.with_bits(bits)
-    return replace(scheme, strategy="mse", options={}) if needs_hessian(scheme) else scheme
+    return grid_scheme(entry.scheme.with_bits(bits))
 
 
 def _module(model: PreTrainedModel, entry: PlanEntry) -> torch.nn.Module:

@@ -31,6 +31,7 @@ from lowbit.checkpoint.tensorfile import (
     read_manifest,
     tensor_entry,
 )
+from lowbit.checkpoint.tokenizer import load_tokenizer
 from lowbit.checkpoint.verify import (
     Verified,
     fingerprint,
@@ -63,6 +64,7 @@ __all__ = [
     "generation_example",
     "hub_id",
     "is_backbone",
+    "load_tokenizer",
     "local_folder",
     "manifest_metadata",
     "measure",

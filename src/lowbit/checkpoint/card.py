@@ -104,10 +104,10 @@ print(tokenizer.decode(model.generate(**tokenizer("some text", return_tensors="p
 def _task_use(task: dict[str, Any], generates: bool) -> str:
     scores = task.get("scores")
     measured = f"\nMeasured when it was tuned:\n\n{score_table(scores)}\n" if scores else ""
-    how = "Its outliers and head were tuned" if "fingerprint" in task else "It was tuned before it was quantized,"
+    tuned = "Its outliers and head were" if "fingerprint" in task else "Before that the whole model was"
     predicting = f'import lowbit\n\nprint(list(lowbit.predict("{THIS_REPOSITORY}", ["some text"])))'
     return f"""
-{how} for the task `{task.get("task")}`.
+{tuned} tuned for the task `{task.get("task")}`.
 {measured}
 ```python
 {generation_example(THIS_REPOSITORY) if generates else predicting}

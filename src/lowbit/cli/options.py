@@ -42,12 +42,12 @@ Embeddings = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option(
-        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq or kmeans; default mse."
+        "--strategy", help="How grids are found: mse, minmax, sigma, percentile, lsq, hqq, kmeans or gptq; default mse."
     ),
 ]
 Levels = Annotated[
     Literal["full", "midrise", "codebook", "shared-codebook"] | None,
-    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans."),
+    typer.Option("--levels", help="Grid of the symmetric schemes; the codebooks are for kmeans and gptq."),
 ]
 TargetBits = Annotated[
     float | None,
@@ -59,6 +59,11 @@ TargetBits = Annotated[
 Spread = Annotated[
     Literal["matrix", "model"] | None,
     typer.Option("--spread", help="Whether the share of outliers is of each matrix or of the whole model."),
+]
+
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="FILE", help="Texts for gptq, one a line; default: generated ones."),
 ]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]

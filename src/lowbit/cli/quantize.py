@@ -26,15 +26,19 @@ def quantize(
     levels: options.Levels = None,
     target_bits: options.TargetBits = None,
     spread: options.Spread = None,
+    calibration: options.CalibrationFile = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     """Stage 1: write a low-bit backbone, tensor by tensor, without data and without a GPU."""
     made = options.make_recipe(recipe, scheme, embeddings, strategy, levels, target_bits, spread)
+    from lowbit.data import read_text
+
+    texts = None if calibration is None else read_text(calibration).splitlines()
     run = lowbit.quantize  # may import torch, which is no part of the time
     started = time.perf_counter()
     with progress("quantize") as update:
-        result = cast("Quantized", run(model, made, output=output, seed=seed, progress=update))
+        result = cast("Quantized", run(model, made, output=output, texts=texts, seed=seed, progress=update))
     seconds = time.perf_counter() - started
     before, size = result.plan.bytes_before, result.size
     if json:

@@ -1,0 +1,111 @@
+"""Quantizing with Hessians: the strategy gptq from a checkpoint or a loaded model to a backbone."""
+
+import pytest
+import torch
+import transformers
+
+import lowbit
+from lowbit.calibration import blocks
+from lowbit.errors import CheckpointError, DataError, WeightError
+from lowbit.quantize import quantize_checkpoint, quantize_model
+from lowbit.recipe import Recipe
+from tests.models import file_bytes, load, save_tiny
+from tests.tiny import BACKBONES, random_states
+
+GPTQ = {"bits": 2, "strategy": "gptq", "outliers": {"share": 0.02}}
+RECIPE = Recipe.parse({"scheme": GPTQ})
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("arch", BACKBONES)
+def test_streaming_and_in_memory_agree(tiny, tmp_path, arch):
+    source, states = tiny.model(arch), random_states()
+    quantize_checkpoint(source, RECIPE, tmp_path / "a", seed=1)
+    model = getattr(transformers, BACKBONES[arch]).from_pretrained(source)
+    lowbit.quantize(model, RECIPE, seed=1)
+    lowbit.save(model, tmp_path / "b")
+    assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
+    assert random_states() == states
+    quantize_checkpoint(source, RECIPE, tmp_path / "other", seed=2)  # other generated inputs
+    assert weights(tmp_path / "other") != weights(tmp_path / "a")
+
+
+def test_on_loading_too(tiny, tmp_path):
+    quantize_checkpoint(tiny.model("bert"), RECIPE, tmp_path / "a")
+    options = {"quantization_config": lowbit.LowbitConfig(RECIPE.to_dict())}
+    load("BertModel", tiny.model("bert"), **options).save_pretrained(tmp_path / "b")
+    assert lowbit.verify(tmp_path / "a").fingerprint == lowbit.verify(tmp_path / "b").fingerprint
+
+
+def test_outputs_are_closer_than_with_the_nearest_codes(tiny):
+    source, texts = tiny.model("bert"), ["good film", "the very fine book was awful", "it was a great song", "bad"] * 8
+    reference = load("BertModel", source).eval()
+    batch = {"input_ids": torch.arange(4, 18).view(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    batch["input_ids"][:, 0] = 2
+
+    def change(scheme, **options):
+        model = load("BertModel", source).eval()
+        quantize_model(model, Recipe.parse({"scheme": scheme, "embeddings": "float"}), **options)
+        with torch.no_grad():
+            return float((model(**batch)[0] - reference(**batch)[0]).square().sum())
+
+    nearest = change(GPTQ | {"strategy": "mse"})
+    assert change(GPTQ, texts=texts) < 0.8 * nearest
+
+
+def test_only_the_modules_that_ask_for_it_are_calibrated_and_the_errors_are_recorded(tiny, tmp_path):
+    recipe = {"scheme": "w3", "overrides": [{"match": "*.output.dense", "scheme": GPTQ}]}
+    mixed = lowbit.quantize(tiny.model("bert"), recipe, output=tmp_path / "mixed").plan
+    plain = lowbit.quantize(tiny.model("bert"), {"scheme": "w3"}, output=tmp_path / "plain").plan
+    differ = sorted(name for name in mixed.errors if mixed.errors[name] != plain.errors[name])
+    expected = [f"encoder.layer.{i}.{name}" for i in (0, 1) for name in ("attention.output.dense", "output.dense")]
+    assert differ == expected
+
+
+def test_later_blocks_see_quantized_earlier_ones(tiny):
+    def codes(recipe, name):
+        model = load("BertModel", tiny.model("bert"))
+        lowbit.quantize(model, recipe)
+        return model.get_submodule(name).codes
+
+    last = {"overrides": [{"match": "encoder.layer.1.*", "scheme": GPTQ}], "embeddings": "float"}
+    name = "encoder.layer.1.intermediate.dense"
+    alone = codes({**last, "skip": ["encoder.layer.0.*"]}, name)
+    after = codes({**last, "scheme": GPTQ}, name)
+    assert not torch.equal(alone, after)
+
+
+def test_a_failure_leaves_the_model_as_it_was(tiny):
+    model = load("BertModel", tiny.model("bert"))
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[0, 0] = torch.nan
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightError, match=r"^encoder.layer.1.output.dense: 1 of 1536 weights are NaN"):
+        quantize_model(model, RECIPE)
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if "1.output" not in name
+    )
+
+
+def test_bad_inputs_are_named(tiny, tmp_path):
+    source = tiny.model("bert")
+    with pytest.raises(DataError, match="calibration text is empty"):
+        lowbit.quantize(source, RECIPE, output=tmp_path / "a", texts=[])
+    model = load("BertModel", source)
+    with torch.no_grad():
+        model.embeddings.LayerNorm.bias[0] = torch.inf
+    with pytest.raises(WeightError, match=r"^encoder.layer.0.attention.self.query: its inputs are NaN or infinite"):
+        quantize_model(model, RECIPE)
+    bare = save_tiny(tmp_path / "bare", "bert", "BertModel")  # without a tokenizer
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        lowbit.quantize(bare, RECIPE, output=tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_blocks():
+    paths = ["encoder.layer.0.a", "encoder.layer.0.b.c", "encoder.layer.10.a", "x", "h.1.mlp.c"]
+    assert blocks(paths) == [["encoder.layer.0.a", "encoder.layer.0.b.c"], ["encoder.layer.10.a"], ["x"], ["h.1.mlp.c"]]
