@@ -1,6 +1,7 @@
 """Tuning causal language models on plain text."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def test_the_score_is_that_of_the_adapter_on_disk_and_of_the_merged_model(tiny, 
     assert score_text(model, load_tokenizer(backbone), text, window=16) == score
     merged = lowbit.merge(backbone, result.path, tmp_path / "merged")
     assert lowbit.perplexity(merged, text) == score
+
+
+def test_what_the_cards_show_goes_on_from_a_text(tiny, adapters, tmp_path, capsys):
+    backbone, adapter = tiny.backbone("opt"), adapters["opt"].path
+    merged = lowbit.merge(backbone, adapter, tmp_path / "merged")
+    for folder in (adapter, merged):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "pipeline_tag: text-generation" in card
+        example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+        for placeholder, value in {"ITS-BACKBONE": backbone, "THIS-REPOSITORY": folder, "some text": "good"}.items():
+            example = example.replace(placeholder, str(value))
+        exec(example, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert len(first.split()) > 3
 
 
 @pytest.mark.parametrize("method", METHODS[1:])

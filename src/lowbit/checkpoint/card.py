@@ -98,7 +98,8 @@ def generation_example(model: str, adapter: str | None = None) -> str:
 from transformers import AutoTokenizer
 
 model, tokenizer = lowbit.load("{model}"{extra}), AutoTokenizer.from_pretrained("{model}")
-print(tokenizer.decode(model.generate(**tokenizer("some text", return_tensors="pt"))[0]))"""
+inputs = tokenizer("some text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
 
 
 def _task_use(task: dict[str, Any], generates: bool) -> str:
