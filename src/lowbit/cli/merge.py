@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import lowbit
-from lowbit.adapter import CAUSAL_LM, read_info
+from lowbit.adapter import read_info
 from lowbit.cli import options
 from lowbit.cli.console import print_json
 
@@ -24,5 +24,4 @@ def merge(
         print_json({"path": str(path)})
         return
     typer.echo(f"{path} written")
-    is_text = read_info(adapter).task_type == CAUSAL_LM
-    typer.echo(f"next: {options.use_of(str(path), is_text=is_text)}")
+    typer.echo(f"next: {options.use_of(str(path), is_text=read_info(adapter).is_language_model)}")

@@ -207,12 +207,12 @@ def _known(columns: Mapping[str, str | None]) -> dict[str, Any]:
 
 def _label_names(model: str, adapter: str | None) -> tuple[str, ...] | None:
     """Class names in the order of the outputs; None for regression."""
-    from lowbit.adapter import CAUSAL_LM, read_info
+    from lowbit.adapter import read_info
     from lowbit.checkpoint import checkpoint_folder, read_config
 
     if adapter is not None:
         info = read_info(adapter)
-        if info.task_type == CAUSAL_LM:
+        if info.is_language_model:
             raise AdapterError(f"{adapter} is for a language model; measure it with --perplexity")
         return info.label_names
     config = read_config(checkpoint_folder(model))
