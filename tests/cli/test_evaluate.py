@@ -89,7 +89,7 @@ def test_perplexity_options_are_passed_on(run, text_calls):
     }
     ((_, _, settings),) = text_calls
     assert settings == {
-        "adapter": Path("ad"),
+        "adapter": "ad",
         "window": 64,
         "stride": 16,
         "batch_size": 2,
