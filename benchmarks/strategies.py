@@ -35,7 +35,7 @@ from lowbit import Recipe, Scheme
 from lowbit.demo import minilm_folder
 from lowbit.errors import SchemeError
 from lowbit.scheme import LEVELS
-from lowbit.strategies import get_strategy, needs_hessian, strategy_names
+from lowbit.strategies import get_strategy, strategy_names
 
 FILE = RESULTS / "strategies.jsonl"
 KEY = ("model", "strategy", "bits", "granularity")
@@ -47,7 +47,7 @@ OVERHEAD = 2.0  # effective bits over the code width beyond which levels are of 
 
 def main() -> None:
     """Run what is missing."""
-    names = [name for name in strategy_names() if not needs_hessian(Scheme(strategy=name))]
+    names = strategy_names()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=minilm_folder(), help="folder of the float model; default the demo's MiniLM")
     parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -83,24 +83,22 @@ def blocks(paths: Iterable[str]) -> list[list[str]]:
 def second_moments(model: PreTrainedModel, paths: Sequence[str], batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
     """Per module path the sum of x x^T over its inputs x, float32 [in, in], padding left out.
 
-    A module that is never called has none. The model runs in eval mode and is left in the mode it was in. Inputs that
-    are NaN or infinite raise :class:`WeightError`.
+    A module that is never called has none. The model runs in eval mode; every module is in its own mode again
+    afterwards. Inputs that are NaN or infinite raise :class:`WeightError`.
     """
     moments: dict[str, torch.Tensor] = {}
-    was_training = model.training
-    model.eval()
-    with _inputs_of(model, paths) as seen:
+    calls = None
+    with evaluating(model):
         for batch in batches:
             on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            model(**on_device)
+            seen = _inputs_of(model, paths, on_device, calls)
+            calls = sum(map(len, seen.values()))
             mask = on_device["attention_mask"].bool()
             for path, found in seen.items():
                 for inputs in found:
                     rows = (inputs[mask] if inputs.shape[:2] == mask.shape else inputs.flatten(0, -2)).float()
                     product = rows.t() @ rows
                     moments[path] = moments[path] + product if path in moments else product
-                found.clear()
-    model.train(was_training)
     for path, matrix in moments.items():
         if not matrix.isfinite().all():
             raise WeightError(f"{path}: its inputs are NaN or infinite; repair the checkpoint first")
@@ -108,15 +106,44 @@ def second_moments(model: PreTrainedModel, paths: Sequence[str], batches: Iterab
 
 
 @contextmanager
-def _inputs_of(model: PreTrainedModel, paths: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """What the modules at ``paths`` are called with inside the block, call by call: shared layers are called often."""
-    seen: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
-    hooks = [
-        model.get_submodule(path).register_forward_pre_hook(lambda _, args, found=found: found.append(args[0]))
-        for path, found in seen.items()
-    ]
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode inside the block; every module is in its own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        yield seen
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Enough(Exception):
+    """Every input that is asked for has been seen."""
+
+
+def _inputs_of(
+    model: PreTrainedModel, paths: Sequence[str], batch: Batch, enough: int | None
+) -> dict[str, list[torch.Tensor]]:
+    """What the modules at ``paths`` are called with, call by call: shared layers are called often.
+
+    After ``enough`` calls the run ends: what follows the last of these modules costs time and shows nothing.
+    """
+    seen: dict[str, list[torch.Tensor]] = {path: [] for path in paths}
+
+    def note(found: list[torch.Tensor]) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.append(inputs[0])
+            if sum(map(len, seen.values())) == enough:
+                raise _Enough
+
+        return hook
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(note(found)) for path, found in seen.items()]
+    try:
+        model(**batch)
+    except _Enough:
+        pass
     finally:
         for hook in hooks:
             hook.remove()
+    return seen

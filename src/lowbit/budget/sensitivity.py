@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
 from lowbit.arch import find_module, float_weight
 from lowbit.budget.bits import WIDTHS
+from lowbit.calibration import evaluating
 from lowbit.errors import WeightError, naming
 from lowbit.plan import Plan, PlanEntry
 from lowbit.qtensor import quantize_with_error
@@ -37,7 +37,7 @@ def output_changes(model: PreTrainedModel, plan: Plan, progress: Progress | None
     """
     entries = [entry for entry in plan.quantized if plan.recipe.chooses_bits(entry.name, entry.kind)]
     changes: dict[str, dict[int, float]] = {}
-    with _evaluating(model):
+    with evaluating(model):
         inputs = _inputs(model)
         reference = _output(model, inputs)
         energy = float(reference.square().sum())
@@ -111,15 +111,3 @@ def _output(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Te
     """The last hidden states of the base model, float32."""
     hidden: torch.Tensor = model.base_model(**inputs)[0]
     return hidden.float()
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode inside the block; every module is in its own mode again afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
