@@ -6,11 +6,10 @@ One row per recipe is appended to benchmarks/results/budgets.jsonl; recipes that
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from geometry import RESULTS, append
+from rows import RESULTS, append, read_rows
 from transformers import AutoModel
 
 import lowbit
@@ -20,7 +19,7 @@ from lowbit.metrics import score
 from lowbit.recipe import Recipe
 from lowbit.scheme import OutlierRule, Scheme
 
-FILE = "budgets.jsonl"
+FILE = RESULTS / "budgets.jsonl"
 BATCH, MAX_LENGTH = 64, 128
 TARGETS = (3.2, 3.5)
 WIDTHS = (4, 3, 2)
@@ -34,8 +33,7 @@ def main() -> None:
     parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")
     parser.add_argument("--only", choices=("bits", "spread"), nargs="+", default=["bits", "spread"])
     arguments = parser.parse_args()
-    path = RESULTS / FILE
-    seen = {json.loads(line)["label"] for line in path.read_text().splitlines()} if path.exists() else set()
+    seen = {row["label"] for row in read_rows(FILE)}
     judge = Judge(arguments.model)
     for label, budget, recipe in recipes(arguments.model):
         if budget.split()[0] not in arguments.only or label in seen:

@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import untuned_tables  # noqa: F401  # registers its tables
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
@@ -59,6 +60,29 @@ def score(rows: Sequence[Row]) -> str:
     if len(scores) == 1:
         return f"{scores[0]:.3f}"
     return f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f} (n={len(scores)})"
+
+
+@table("perplexity")
+def perplexity(results: Path) -> str:
+    """One line per model, text, window and scheme: perplexity per token as quantized, and tuned on other text."""
+    headings = ["Model", "Text", "Scheme", "Window", "Stride", "Effective bits", "Model bits", "Untuned", "Tuned"]
+    line_of = ("model", "text", "window", "stride", "scheme")
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in newest(read_rows(results / "perplexity.jsonl"), *line_of, "method"):
+        lines.setdefault(tuple(row[name] for name in line_of), {})[row["method"]] = row
+    cells = []
+    for line in sorted(lines):
+        methods = lines[line]
+        row = next(iter(methods.values()))
+        cells.append(
+            [
+                *(show(row, name) for name in ("model", "text", "scheme", "window", "stride")),
+                show(row, "effective_bits", "{:.3f}"),
+                show(row, "model_bits", "{:.3f}"),
+                *(show(methods.get(method, {}), "perplexity", "{:.1f}") for method in ("untuned", "outliers")),
+            ]
+        )
+    return markdown(headings, cells, text_columns=3)
 
 
 @table("size")

@@ -39,7 +39,7 @@ SIBLINGS = {
     ("bench", "report"),
 }
 JOINERS = {"cli", "bench"}  # what may also use the public face
-PUBLIC_FACE = "the public face"  # files in the package root that are on no floor: __init__, __main__, api
+PUBLIC_FACE = "the public face"  # files in the package root that are on no floor: __init__, __main__, api, hub, demo
 
 
 def unit_of(module):

@@ -5,7 +5,7 @@ Importing the package registers the format with transformers, so that ``AutoMode
 
 from lowbit.adapter import load, merge
 from lowbit.api import plan, quantize
-from lowbit.evaluation import evaluate
+from lowbit.evaluation import evaluate, perplexity
 from lowbit.hf import LowbitConfig, save
 from lowbit.hub import push
 from lowbit.inspection import inspect, verify
@@ -29,6 +29,7 @@ __all__ = [
     "inspect",
     "load",
     "merge",
+    "perplexity",
     "plan",
     "predict",
     "push",

@@ -71,6 +71,15 @@ def test_the_card_names_task_and_backbone(folder):
     assert "No evaluation set was given." in card
 
 
+def test_the_card_of_a_language_model_has_no_labels(tmp_path):
+    info = dataclasses.replace(INFO, label_names=None, task_type="causal-lm")
+    card = (write_adapter(tmp_path / "a", info, TENSORS) / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-generation" in card
+    assert "tuned on plain text" in card
+    assert "Labels" not in card
+    assert "predict" not in card
+
+
 def test_an_existing_output_is_refused_and_not_touched(folder):
     before = file_bytes(folder)
     with pytest.raises(OutputExistsError, match="exists already"):
@@ -112,7 +121,10 @@ def test_damaged_json_is_named(folder, text):
         read_info(folder)
 
 
-@pytest.mark.parametrize("key", ["fingerprint", "task", "metrics", "primary", "label_names", "max_length"])
+REQUIRED = ["fingerprint", "task", "task_type", "metrics", "primary", "label_names", "max_length", "scores", "backbone"]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
 def test_a_missing_field_is_named(folder, key):
     edit_json(folder / "task_adapter.json", lambda values: values.pop(key))
     with pytest.raises(AdapterError, match=f"task_adapter.json is damaged: .*{key}"):

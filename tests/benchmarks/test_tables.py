@@ -51,6 +51,19 @@ BUDGET = {
     "loss": 0.0005,
     "distance": 0.1,
 }
+PERPLEXITY = {
+    "model": "opt",
+    "text": "wiki",
+    "method": "untuned",
+    "scheme": "w4",
+    "window": 256,
+    "stride": 128,
+    "seed": 0,
+    "effective_bits": 4.2234,
+    "model_bits": 6.5,
+    "perplexity": 33.333,
+    "date": "2026-01-01",
+}
 EMPTY = "before\n<!-- table:size -->\n<!-- /table -->\nafter\n"
 
 
@@ -63,7 +76,7 @@ def body(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("name", ["quality", "size", "stage1", "budgets"])
+@pytest.mark.parametrize("name", ["quality", "size", "stage1", "budgets", "perplexity"])
 def test_a_missing_file_gives_a_line_of_dashes(results, name):
     table = tables.TABLES[name](results)
     assert {cell for line in body(table) for cell in line} == {"–"}
@@ -144,6 +157,18 @@ def test_budgets_puts_what_is_compared_together(results):
     assert body(tables.budgets(results)) == [
         ["minilm", "bits 3.2", "mixed", "3.188", "0.8665", "+0.0005", "0.1000"],
         ["minilm", "spread w4", "w4", "3.188", "0.8665", "-0.0010", "0.1000"],
+    ]
+
+
+def test_perplexity_puts_untuned_and_tuned_side_by_side(results):
+    tuned = PERPLEXITY | {"method": "outliers", "perplexity": 30.0}
+    floats = PERPLEXITY | {"scheme": "float", "effective_bits": 16.0, "model_bits": 16.0, "perplexity": 29.96}
+    wide = PERPLEXITY | {"window": 1024}
+    write(results / "perplexity.jsonl", [wide, PERPLEXITY | {"perplexity": 1.0}, tuned, PERPLEXITY, floats])
+    assert body(tables.perplexity(results)) == [
+        ["opt", "wiki", "float", "256", "128", "16.000", "16.000", "30.0", "–"],
+        ["opt", "wiki", "w4", "256", "128", "4.223", "6.500", "33.3", "30.0"],
+        ["opt", "wiki", "w4", "1024", "128", "4.223", "6.500", "33.3", "–"],
     ]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 import lowbit
 from lowbit import TuneOptions
+from lowbit.data import text_data
 from lowbit.recipe import Recipe
 from lowbit.tuning import TuneResult
 
@@ -18,7 +19,7 @@ def calls(monkeypatch):
         progress(1, 2, "step")
         scores = {"eval": {"accuracy": 0.75}}
         trained = {"outliers": 5, "head": 2}
-        return TuneResult(Path(output), method, data.name, "accuracy", 0.75, scores, trained, 0.0125, 1.5, 16)
+        return TuneResult(Path(output), method, data.name, "accuracy", 0.75, scores, trained, 0.0125, 1.5, 16, 3)
 
     monkeypatch.setattr(lowbit, "tune", tune)
     return found
@@ -39,6 +40,7 @@ def test_defaults_are_those_of_the_function(run, calls, table):
 def test_every_option_is_passed_on(run, calls, table):
     flags = "--method ptq --scheme w3 --epochs 0.5 --batch-size 4 --learning-rate 0.1 --head-learning-rate 0.2"
     flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
+    flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20"
     assert run("tune", "model", "-o", "out", *table, *flags.split()).exit_code == 0
     ((_, _, data, method, options),) = calls
     assert (method, len(data.train)) == ("ptq", 6)
@@ -53,6 +55,10 @@ def test_every_option_is_passed_on(run, calls, table):
         scales=True,
         precision="fp32",
         seed=9,
+        accumulate=2,
+        hold_out=0.25,
+        patience=3,
+        save_steps=20,
         recipe=Recipe.parse("w3"),
     )
 
@@ -67,7 +73,14 @@ def test_the_end_says_scores_and_what_comes_next(run, calls, table, method, use)
     output = run("tune", "backbone", "-o", "out", *table, "--method", method).stdout
     assert "0.75" in output
     assert "trained: outliers 5, head 2; without the head 1.25 % of the block weights" in output
+    assert "out written in 1.5 s, 16 training rows, 3 steps" in output
     assert f'next: lowbit predict {use} "some text"' in output
+
+
+def test_only_the_first_process_prints(run, calls, table, monkeypatch):
+    monkeypatch.setattr(lowbit.tuning, "is_first", lambda: False)
+    result = run("tune", "backbone", "-o", "out", *table)
+    assert (result.exit_code, len(calls), result.output) == (0, 1, "")
 
 
 @pytest.mark.parametrize(
@@ -89,3 +102,28 @@ def test_bad_values_are_errors(run, calls, table, tmp_path):
     result = run("tune", "b", "-o", "o", "--task", "sst2", "--data-dir", tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: sst2: no train file")
+
+
+def test_plain_text(run, calls):
+    output = run("tune", "backbone", "-o", "out", "--train-text", "a.txt", "--eval-text", "b.txt").stdout
+    ((_, _, data, method, options),) = calls
+    assert data == text_data("a.txt", "b.txt")
+    assert (method, options) == ("outliers", TuneOptions())
+    assert "next: lowbit evaluate backbone --adapter out --perplexity FILE" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train-text", "a", "--task", "sst2"], "--task is for rows with labels; leave it or --train-text out"),
+        (["--train-text", "a", "--train", "b.csv"], "--train is for rows with labels"),
+        (["--train-text", "a", "--label", "l"], "--label is for rows with labels"),
+        (["--train-text", "a", "--train-rows", "5"], "--train-rows is for rows with labels"),
+        (["--train-text", "a", "--regression"], "--regression is for rows with labels"),
+        (["--eval-text", "a", "--task", "sst2"], "--eval-text needs --train-text"),
+    ],
+)
+def test_rows_and_plain_text_are_not_mixed(run, calls, arguments, message):
+    result = run("tune", "backbone", "-o", "out", *arguments, env={"COLUMNS": "160"})
+    assert (result.exit_code, calls) == (2, [])
+    assert message in result.stderr

@@ -1,6 +1,6 @@
 import pytest
 
-from lowbit.data import read_text
+from lowbit.data import read_text, text
 from lowbit.errors import DataError
 
 
@@ -28,6 +28,17 @@ def test_bad_utf8_is_named_by_line(tmp_path, mark):
     path = tmp_path / "a.txt"
     path.write_bytes(mark + b"one\ntwo\n\xff\n")
     with pytest.raises(DataError, match=r"a\.txt:3: not UTF-8"):
+        read_text(path)
+
+
+def test_a_later_piece_is_read_as_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_PIECE", 4)
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n\n\ufeffdrei\n  ü".encode())
+    assert list(text.text_pieces(path)) == ["one\r\n", "\n\ufeffdrei\n", "  ü"]
+    assert read_text(path) == "one\r\n\n\ufeffdrei\n  ü"
+    path.write_bytes(b"one\n\n\ntwo\n\xff\n")
+    with pytest.raises(DataError, match=r"a\.txt:5: not UTF-8"):
         read_text(path)
 
 

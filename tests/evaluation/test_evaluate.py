@@ -37,7 +37,14 @@ def test_a_fine_tuned_float_model(tiny, tmp_path):
     result = lowbit.tune(
         tiny.model("bert"), tmp_path / "out", toy_data(), method="full", options=options(learning_rate=1e-3)
     )
-    assert lowbit.evaluate(result.path, toy_data(), max_length=16) == result.metrics
+    assert lowbit.evaluate(result.path, toy_data()) == result.metrics
+
+
+@pytest.mark.parametrize("method", ["full", "ptq"])
+def test_a_fine_tuned_model_knows_its_labels(tiny, tmp_path, method):
+    result = lowbit.tune(tiny.model("bert"), tmp_path / "out", toy_data(), method=method, options=options())
+    with pytest.raises(DataError, match=r"was trained on the labels \['no', 'yes'\], the data has \['yes', 'no'\]"):
+        lowbit.evaluate(result.path, toy_data(("yes", "no")))
 
 
 def long_rows():

@@ -6,6 +6,7 @@ import lowbit
 from lowbit.adapter import read_info
 from lowbit.checkpoint import measure
 from lowbit.errors import CheckpointError
+from tests.tiny import options, toy_data
 
 
 def test_a_backbone_lists_its_modules(tiny):
@@ -48,6 +49,16 @@ def test_a_merged_directory_names_its_task(tiny):
     assert found["kind"] == "merged"
     assert found["task"]["task"] == "toy"
     assert found["fingerprint"] != lowbit.verify(tiny.backbone("bert")).fingerprint
+
+
+@pytest.mark.parametrize("method", ["ptq", "full"])
+def test_a_model_that_was_tuned_first_names_its_task(tiny, tmp_path, method):
+    folder = lowbit.tune(tiny.model("bert"), tmp_path / "out", toy_data(), method=method, options=options()).path
+    if method == "full":
+        folder = lowbit.quantize(folder, "w4", output=tmp_path / "quantized").path
+    found = lowbit.inspect(folder)
+    assert (found["kind"], found["task"]["task"]) == ("tuned", "toy")
+    assert "Before that the whole model was tuned for the task `toy`." in (folder / "README.md").read_text()
 
 
 def test_a_damaged_adapter_is_found(tiny, tmp_path):

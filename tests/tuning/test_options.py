@@ -15,6 +15,7 @@ def test_defaults():
     assert options.to_dict() == {
         "epochs": 3,
         "batch_size": 32,
+        "accumulate": 1,
         "learning_rate": None,
         "head_learning_rate": None,
         "max_length": 128,
@@ -23,8 +24,11 @@ def test_defaults():
         "scales": False,
         "precision": "auto",
         "seed": 0,
+        "hold_out": 0.0,
+        "patience": None,
     }
     assert options.recipe == Recipe()
+    assert options.save_steps == 500
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,14 @@ def test_defaults():
         ({"learning_rate": math.nan}, "learning rates must be positive"),
         ({"head_learning_rate": -1e-3}, "learning rates must be positive"),
         ({"head_learning_rate": math.inf}, "learning rates must be positive"),
+        ({"accumulate": 0}, "cannot be accumulated in 0 parts"),
+        ({"batch_size": 4, "accumulate": 5}, "a batch of 4 rows cannot be accumulated in 5 parts"),
+        ({"save_steps": -1}, "cannot save after -1 steps; give a number of steps, or 0 for never"),
+        ({"hold_out": 1.0}, "cannot hold out 1.0 of the training rows; give a part below 1"),
+        ({"hold_out": -0.1}, "cannot hold out -0.1"),
+        ({"hold_out": math.nan}, "cannot hold out nan"),
+        ({"hold_out": 0.1, "patience": 0}, "patience counts evaluations, at least 1"),
+        ({"patience": 2}, "on held-out rows; give a part to hold out, too"),
         ({"precision": "fp16"}, "unknown precision 'fp16'; use one of auto, fp32, bf16"),
         ({"seed": -1}, "seed -1 is outside 0 to"),
         ({"seed": 2**32}, "is outside 0 to"),
@@ -51,7 +63,8 @@ def test_bad_options_are_refused(change, message):
 
 
 def test_limits_are_allowed():
-    options = TuneOptions(epochs=0.01, batch_size=1, max_length=1, learning_rate=1e-9, seed=2**32 - 1)
+    options = TuneOptions(epochs=0.01, batch_size=1, max_length=1, learning_rate=1e-9, seed=2**32 - 1, save_steps=0)
+    TuneOptions(batch_size=4, accumulate=4, hold_out=0.99, patience=1)
     assert dataclasses.replace(options, seed=0).epochs == 0.01
 
 
@@ -61,6 +74,11 @@ def test_options_cannot_change():
 
 
 def test_a_result_is_json_able():
-    result = TuneResult(Path("out"), "full", "toy", "f1", 0.5, {"dev": {"f1": 0.5}}, {"all": 7}, 1.0, 2.5, 9)
+    result = TuneResult(Path("out"), "full", "toy", "f1", 0.5, {"dev": {"f1": 0.5}}, {"all": 7}, 1.0, 2.5, 9, 4)
     values = json.loads(json.dumps(result.to_dict()))
     assert values == dataclasses.asdict(result) | {"path": "out"}
+
+
+def test_the_record_holds_what_the_result_depends_on():
+    """How often the state is saved is no part of it."""
+    assert TuneOptions(save_steps=3).to_dict() == TuneOptions().to_dict()

@@ -1,8 +1,11 @@
+import itertools
+import math
 import os
 import tempfile
 
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from lowbit.adapter import load_classifier
 from lowbit.data import encode
@@ -31,15 +34,15 @@ class Run:
         return [{"params": list(part.parameters()), "lr": rate} for part, rate in zip(parts, rates, strict=False)]
 
     def train(self, *rates, progress=None, **changes):
-        seconds = train(
+        result = train(
             self.model,
-            self.tokenizer,
             self.rows,
             self.groups(*rates),
             options(**changes),
-            progress,
+            collate=DataCollatorWithPadding(self.tokenizer),
+            progress=progress,
         )
-        assert seconds > 0
+        assert result.seconds > 0
         return self.state()
 
     def changed(self):
@@ -93,6 +96,66 @@ def test_values_do_not_decay(run, monkeypatch):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0]
     assert [group["initial_lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]
     assert [group["lr"] for group in optimizer.param_groups] == [0.0, 0.0]  # decayed to nothing at the end
+
+
+def test_a_run_of_one_step_trains(run):
+    found = run()
+    before = found.before["classifier.weight"]
+    after = found.train(1e-2, epochs=1, batch_size=24)["classifier.weight"]
+    assert float((after - before).abs().max()) == pytest.approx(1e-2, rel=1e-3)  # AdamW's first step is the full rate
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50, 1000])
+def test_the_learning_rate_rises_and_falls(steps):
+    factor = trainer._schedule(steps)
+    rates = [factor(step) for step in range(steps + 1)]
+    peak = rates.index(1.0)
+    assert peak == math.ceil(0.06 * steps) - 1
+    assert rates[-1] == 0 < min(rates[:-1])
+    for part, sign in ((rates[: peak + 1], 1), (rates[peak:], -1)):
+        moves = [sign * (after - before) for before, after in itertools.pairwise(part)]
+        assert moves == pytest.approx([max(moves, default=0)] * len(moves))
+        assert all(move > 0 for move in moves)
+
+
+def held_out_run(run, losses, monkeypatch, **changes):
+    """Train with made-up losses on held-out rows; gives the values after each step, the result, and the losses left."""
+    found, losses, values = run(), list(losses), []
+    monkeypatch.setattr(trainer, "held_out_loss", lambda *_: losses.pop(0))
+    result = train(
+        found.model,
+        found.rows,
+        found.groups(1e-2),
+        options(**changes),
+        collate=DataCollatorWithPadding(found.tokenizer),
+        held_out=found.rows[:3],
+        progress=lambda *_: values.append(found.model.classifier.weight.detach().clone()),
+    )
+    return values, found.model.classifier.weight, result, losses
+
+
+def test_the_values_with_the_lowest_loss_are_kept(run, monkeypatch):
+    values, kept, result, rest = held_out_run(run, [0.5, 0.3, 0.4], monkeypatch, epochs=2.4, hold_out=0.1)
+    assert (len(values), rest, result.steps) == (8, [], 6)  # after each epoch and after the last step
+    assert torch.equal(kept, values[5])
+    assert not torch.equal(kept, values[7])
+
+
+@pytest.mark.parametrize(("patience", "steps", "kept_step"), [(1, 6, 3), (2, 15, 9), (None, 18, 18)])
+def test_training_stops_when_patience_is_at_its_end(run, monkeypatch, patience, steps, kept_step):
+    losses = [0.5, 0.6, 0.4, 0.7, 0.8, 0.1]
+    values, kept, result, rest = held_out_run(run, losses, monkeypatch, epochs=6, hold_out=0.1, patience=patience)
+    assert (len(values), result.steps) == (steps, kept_step)
+    assert torch.equal(kept, values[kept_step - 1])
+    assert rest == losses[len(values) // 3 :]
+
+
+def test_held_out_rows_do_not_change_the_training(run):
+    alone = run().train(1e-2)
+    found = run()
+    collate = DataCollatorWithPadding(found.tokenizer)
+    train(found.model, found.rows, found.groups(1e-2), options(hold_out=0.1), collate=collate, held_out=found.rows[:5])
+    assert same(alone, found.state())
 
 
 def test_training_learns(run):

@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 import lowbit
 from lowbit.adapter import AdapterInfo, adapter_target, load_classifier, read_adapter, read_info, write_adapter
+from lowbit.data import encode
+from lowbit.errors import DataError
 from lowbit.loop import load_tokenizer
 from lowbit.nn import QuantModule
 from lowbit.scoring import score_model
@@ -29,12 +31,12 @@ def spies(monkeypatch):
     found = {}
     original_train, original_write = trainer.train, write_adapter
 
-    def train(model, tokenizer, features, groups, *rest):
+    def train(model, features, groups, *rest, **settings):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         found["groups"] = [([names[id(p)] for p in group["params"]], group["lr"]) for group in groups]
         found["trainable"] = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        found["model"] = model
-        return original_train(model, tokenizer, features, groups, *rest)
+        found["model"], found["features"] = model, features
+        return original_train(model, features, groups, *rest, **settings)
 
     def write(output, info, tensors):
         found["written"] = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -54,7 +56,7 @@ def test_the_result_says_what_was_done(tiny, tmp_path):
     assert result.trained["outliers"] == 2 * (4 * 20 + 2 * 31)  # 2 % of 1,024 and of 1,536
     share = sum(count for group, count in result.trained.items() if group != "head") / (8 * 1024 + 4 * 1536)
     assert result.trained_share == pytest.approx(share)
-    assert result.rows == 24
+    assert (result.rows, result.steps) == (24, 3)
     assert 0 < result.seconds < 60
     json.dumps(result.to_dict())
 
@@ -169,6 +171,23 @@ def test_tuning_learns_the_training_rows(tiny, tmp_path, labels):
     assert result.score > 0.8
 
 
+def test_held_out_rows_come_from_the_training_rows(tiny, tmp_path, spies, monkeypatch):
+    """Dev decides nothing: it is read only after the result is written."""
+    seen = []
+    monkeypatch.setattr(trainer, "held_out_loss", lambda model, rows, *_: seen.append(rows) or 1.0)
+    data = toy_data()
+    result = lowbit.tune(tiny.backbone("bert"), tmp_path / "out", data, options=options(hold_out=0.25, seed=3))
+    kept, held_out = data.train.split(0.25, seed=3)
+    assert (result.rows, len(kept)) == (18, 18)
+    assert seen == [encode(held_out, load_tokenizer(tiny.backbone("bert")), 16)]
+    assert spies["features"] == encode(kept, load_tokenizer(tiny.backbone("bert")), 16)
+
+
+def test_too_little_to_hold_out(tiny, tmp_path):
+    with pytest.raises(DataError, match=r"toy: holding out 0.01 of 24 rows leaves one side empty"):
+        lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(), options=options(hold_out=0.01))
+
+
 def test_the_seed_decides_every_byte(tiny, tmp_path):
     bytes_of = []
     for index, seed in enumerate((7, 7, 8)):
@@ -188,6 +207,8 @@ def test_full_writes_an_ordinary_model(tiny, tmp_path):
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     model = lowbit.load(result.path)
     assert (type(model).__name__, model.config.id2label) == ("BertForSequenceClassification", {0: "no", 1: "yes"})
+    task = model.config.lowbit_task
+    assert (task["task"], task["label_names"], task["max_length"]) == ("toy", ["no", "yes"], 16)
     before, _ = load_classifier(tiny.model("bert"), ("no", "yes"), seed=0)
     changed = [n for n, value in before.state_dict().items() if not torch.equal(value, model.state_dict()[n])]
     assert len(changed) > 30

@@ -70,6 +70,12 @@ REFUSED = {
         lambda tiny: tiny.backbone("t5", "T5EncoderModel"),
         {},
         CheckpointError,
+        "lacks 'transformer.decoder.* of a T5ForSequenceClassification; load the class of its config.json",
+    ),
+    "float encoder": (
+        lambda tiny: tiny.model("t5", "T5EncoderModel"),
+        {"method": "full"},
+        CheckpointError,
         "lacks 'transformer.decoder.* of a T5ForSequenceClassification; start from a whole model",
     ),
     "no rows": (None, {"data": dataclasses.replace(toy_data(), train=None)}, DataError, "has no training rows"),

@@ -3,6 +3,7 @@
 from lowbit.adapter.apply import adapter_target, apply_adapter, model_fingerprint, remove_adapter
 from lowbit.adapter.card import ITS_BACKBONE, adapter_card
 from lowbit.adapter.files import (
+    CAUSAL_LM,
     INFO_FILE,
     TENSORS_FILE,
     AdapterInfo,
@@ -13,10 +14,11 @@ from lowbit.adapter.files import (
     record_scores,
     write_adapter,
 )
-from lowbit.adapter.load import load, load_classifier, task_fields
+from lowbit.adapter.load import check_classifier, load, load_causal_lm, load_classifier, task_fields
 from lowbit.adapter.merge import merge
 
 __all__ = [
+    "CAUSAL_LM",
     "INFO_FILE",
     "ITS_BACKBONE",
     "TENSORS_FILE",
@@ -25,8 +27,10 @@ __all__ = [
     "adapter_folder",
     "adapter_target",
     "apply_adapter",
+    "check_classifier",
     "is_adapter",
     "load",
+    "load_causal_lm",
     "load_classifier",
     "merge",
     "model_fingerprint",

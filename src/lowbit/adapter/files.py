@@ -28,6 +28,7 @@ from lowbit.errors import AdapterError, CheckpointError
 ADAPTER_VERSION = 1
 INFO_FILE = "task_adapter.json"
 TENSORS_FILE = "task_adapter.safetensors"
+LABELS, CAUSAL_LM = "labels", "causal-lm"
 # JSON types of the fields that other code relies on; each of them is required.
 _KINDS = {
     "fingerprint": str,
@@ -37,6 +38,7 @@ _KINDS = {
     "max_length": int,
     "scores": dict,
     "backbone": str | None,
+    "task_type": str,
 }
 
 
@@ -44,9 +46,10 @@ _KINDS = {
 class AdapterInfo:
     """What an adapter is for.
 
-    ``fingerprint`` names the backbone it was trained on; ``label_names`` is None for regression; ``trained`` counts
-    what was trained by group; ``options`` records how; ``scores`` are metrics by evaluation set, None where undefined;
-    ``backbone`` is the backbone's name on the hub, where it was loaded from there.
+    ``fingerprint`` names the backbone it was trained on; ``task_type`` is ``labels`` (classification and regression) or
+    ``causal-lm``; ``label_names`` is None for regression and language models; ``trained`` counts what was trained by
+    group; ``options`` records how; ``scores`` are metrics by evaluation set, None where undefined; ``backbone`` is the
+    backbone's name on the hub, where it was loaded from there.
     """
 
     fingerprint: str
@@ -59,7 +62,13 @@ class AdapterInfo:
     options: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     backbone: str | None = None
+    task_type: str = LABELS
     version: int = ADAPTER_VERSION
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it goes on from a text, rather than give it a label or value."""
+        return self.task_type == CAUSAL_LM
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -115,6 +124,8 @@ def read_info(directory: str | Path) -> AdapterInfo:
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind):
                 raise AdapterError(f"{path} is damaged: {name} is {values[name]!r}")
+        if values["task_type"] not in (LABELS, CAUSAL_LM):
+            raise AdapterError(f"{path} is for a {values['task_type']!r}, which this lowbit does not know; update it")
         values["metrics"] = tuple(values["metrics"])
         if values["label_names"] is not None:
             values["label_names"] = tuple(values["label_names"])

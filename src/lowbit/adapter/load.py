@@ -7,29 +7,33 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lowbit.adapter.apply import apply_adapter
 from lowbit.adapter.files import adapter_folder, read_info
 from lowbit.arch import base_prefix, is_head
 from lowbit.checkpoint import check_readable, checkpoint_folder, own_class, read_config
-from lowbit.errors import CheckpointError
+from lowbit.errors import CheckpointError, UnsupportedModelError
+from lowbit.hf import is_causal, language_kind
 from lowbit.loop import isolated_rng, load_tokenizer, quiet_transformers
 
 
 def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedModel:
     """Load a model in eval mode.
 
-    With an ``adapter`` the task class, number of labels and label names come from the adapter; without one the class
-    is the one that ``config.json`` names. Both are folders or hub ids. Raises CheckpointError for damaged files
-    and AdapterError for an adapter that does not belong to this backbone.
+    With an ``adapter`` the task class (a classifier or a causal language model), number of labels and label names come
+    from the adapter; without one the class is the one that ``config.json`` names. Both are folders or hub ids. Raises
+    CheckpointError for damaged files and AdapterError for an adapter that does not belong to this backbone.
     """
     folder = checkpoint_folder(model)
     if adapter is None:
         return _load_own_class(folder)
     adapter = adapter_folder(adapter)
     info = read_info(adapter)
-    loaded, fresh = load_classifier(folder, info.label_names, seed=0)
+    if info.is_language_model:
+        loaded, fresh = load_causal_lm(folder), set[str]()
+    else:
+        loaded, fresh = load_classifier(folder, info.label_names, seed=0)
     apply_adapter(loaded, adapter)
     missing = fresh - _active_names(loaded)
     if missing:
@@ -76,11 +80,36 @@ def load_classifier(
     return loaded, set(report["missing_keys"])
 
 
+def load_causal_lm(folder: Path, *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """A causal language model; ``dtype`` as in :func:`load_classifier`.
+
+    A model that is not one by itself raises UnsupportedModelError: an encoder sees the tokens it should predict.
+    """
+    config = read_config(folder)
+    if not is_causal(config):
+        raise UnsupportedModelError(f"{folder} holds a {config.model_type!r}, which is no causal language model")
+    loaded, report = _from_pretrained(AutoModelForCausalLM, folder, 0, dtype=dtype)
+    _refuse_missing(folder, report)
+    return loaded
+
+
+def check_classifier(model: PreTrainedModel, source: str | Path) -> None:
+    """Raise UnsupportedModelError where the model loaded from ``source`` predicts no labels."""
+    if "SequenceClassification" in type(model).__name__:
+        return
+    measured = "; `lowbit evaluate --perplexity` measures a language model" if language_kind(model) else ""
+    raise UnsupportedModelError(f"{source} has no classification head; give the adapter of a task{measured}")
+
+
 def _load_own_class(folder: Path) -> PreTrainedModel:
     loaded, report = _from_pretrained(own_class(read_config(folder)), folder, seed=0)
+    _refuse_missing(folder, report)
+    return loaded.eval()
+
+
+def _refuse_missing(folder: Path, report: dict[str, Any]) -> None:
     if report["missing_keys"]:
         raise CheckpointError(f"{folder} lacks {sorted(report['missing_keys'])[:3]}; the checkpoint is incomplete")
-    return loaded.eval()
 
 
 def _from_pretrained(

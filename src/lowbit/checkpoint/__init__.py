@@ -1,7 +1,14 @@
 """Checkpoints: reading float ones, writing and checking low-bit ones."""
 
 from lowbit.checkpoint.backbone import write_description, write_weights
-from lowbit.checkpoint.card import CARD_FILE, THIS_REPOSITORY, backbone_card, front_matter, score_table
+from lowbit.checkpoint.card import (
+    CARD_FILE,
+    THIS_REPOSITORY,
+    backbone_card,
+    front_matter,
+    generation_example,
+    score_table,
+)
 from lowbit.checkpoint.directory import (
     SIDE_FILES,
     WEIGHTS_FILE,
@@ -54,6 +61,7 @@ __all__ = [
     "copy_side_files",
     "fingerprint",
     "front_matter",
+    "generation_example",
     "hub_id",
     "is_backbone",
     "load_tokenizer",

@@ -52,7 +52,7 @@ def backbone_card(folder: Path, source: Path | None) -> str:
 A low-bit `{model_class}`, quantized without data: {size.effective_bits:.2f} effective bits per weight of the
 transformer blocks, {size.model_bits:.2f} bits per parameter over the whole model ({size.parameters:,} parameters in
 {size.file_bytes:,} bytes).
-{_backbone_use() if task is None else _merged_use(task)}
+{_backbone_use() if task is None else _task_use(task, data.get("pipeline_tag") == "text-generation")}
 ## What was quantized
 
 {_contents(folder)}
@@ -91,16 +91,27 @@ model = lowbit.load("{THIS_REPOSITORY}", adapter="ADAPTER")  # with a task adapt
 """
 
 
-def _merged_use(task: dict[str, Any]) -> str:
+def generation_example(model: str, adapter: str | None = None) -> str:
+    """Python that lets a language model, with its adapter if there is one, go on from a text."""
+    extra = "" if adapter is None else f', adapter="{adapter}"'
+    return f"""import lowbit
+from transformers import AutoTokenizer
+
+model, tokenizer = lowbit.load("{model}"{extra}), AutoTokenizer.from_pretrained("{model}")
+inputs = tokenizer("some text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+
+
+def _task_use(task: dict[str, Any], generates: bool) -> str:
     scores = task.get("scores")
     measured = f"\nMeasured when it was tuned:\n\n{score_table(scores)}\n" if scores else ""
+    tuned = "Its outliers and head were" if "fingerprint" in task else "Before that the whole model was"
+    predicting = f'import lowbit\n\nprint(list(lowbit.predict("{THIS_REPOSITORY}", ["some text"])))'
     return f"""
-Its outliers and head were tuned for the task `{task.get("task")}`.
+{tuned} tuned for the task `{task.get("task")}`.
 {measured}
 ```python
-import lowbit
-
-print(list(lowbit.predict("{THIS_REPOSITORY}", ["some text"])))
+{generation_example(THIS_REPOSITORY) if generates else predicting}
 ```
 """
 

@@ -78,7 +78,7 @@ def cell(value: Any) -> str:
 
 
 @contextmanager
-def progress(verb: str) -> Iterator[Callback]:
+def progress(verb: str, *, shown: bool = True) -> Iterator[Callback]:
     """A bar on standard error where that is a terminal; what libraries print meanwhile goes there too."""
     columns = (
         TextColumn("{task.description}"),
@@ -88,8 +88,8 @@ def progress(verb: str) -> Iterator[Callback]:
         TextColumn("{task.fields[item]}", markup=False),
     )
     console = Console(stderr=True)
-    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with shown as bar, redirect_stdout(sys.stderr):
+    drawn = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    with drawn as bar, redirect_stdout(sys.stderr):
         task = bar.add_task(verb, total=None, item="")
 
         def update(done: int, total: int, name: str) -> None:

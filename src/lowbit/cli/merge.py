@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import lowbit
+from lowbit.adapter import read_info
 from lowbit.cli import options
 from lowbit.cli.console import print_json
 
@@ -23,4 +24,4 @@ def merge(
         print_json({"path": str(path)})
         return
     typer.echo(f"{path} written")
-    typer.echo(f'next: lowbit predict {path} "some text"')
+    typer.echo(f"next: {options.use_of(str(path), is_text=read_info(adapter).is_language_model)}")

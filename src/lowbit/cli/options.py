@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lowbit.errors import AdapterError
 from lowbit.recipe import Recipe, embedding_scheme
 from lowbit.scheme import Scheme
 
 if TYPE_CHECKING:
-    from lowbit.data import TaskData
+    from lowbit.data import TaskData, TextData
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or hub id.")]
@@ -137,6 +138,24 @@ def training_data(
     return dataclasses.replace(data, train=data.training_rows().sample(train_rows, seed))
 
 
+def training_text(
+    train: Path | None, evaluation: Path | None, rows: Mapping[str, Any], columns: Mapping[str, str | None]
+) -> TextData | None:
+    """Plain text files, if given; ``rows`` and ``columns`` are the options for rows with labels."""
+    if train is None:
+        forbid({"--eval-text": evaluation}, "needs --train-text")
+        return None
+    forbid({**rows, **column_options(columns)}, "is for rows with labels; leave it or --train-text out")
+    from lowbit.data import text_data
+
+    return text_data(train, evaluation)
+
+
+def use_of(model: str, *, is_text: bool) -> str:
+    """The command that uses a tuned model, given as its arguments."""
+    return f"lowbit evaluate {model} --perplexity FILE" if is_text else f'lowbit predict {model} "some text"'
+
+
 def evaluation_data(
     model: str,
     adapter: str | None,
@@ -167,7 +186,7 @@ def forbid(options: Mapping[str, Any], why: str) -> None:
 def _check_source(
     task: str | None, data_dir: Path | None, files: Mapping[str, Path | None], columns: Mapping[str, str | None]
 ) -> None:
-    named = {f"--{column.replace('_', '-')}": value for column, value in columns.items()}
+    named = column_options(columns)
     if task is not None:
         forbid({**files, **named}, "is for your own files; leave it or --task out")
         return
@@ -175,6 +194,11 @@ def _check_source(
     needed = {**files, "--text": named["--text"], "--label": named["--label"]}
     if None in needed.values():
         raise typer.BadParameter(f"give --task, or your own files with {', '.join(needed)}")
+
+
+def column_options(columns: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Columns by the option that names them."""
+    return {f"--{column.replace('_', '-')}": value for column, value in columns.items()}
 
 
 def _known(columns: Mapping[str, str | None]) -> dict[str, Any]:
@@ -187,7 +211,10 @@ def _label_names(model: str, adapter: str | None) -> tuple[str, ...] | None:
     from lowbit.checkpoint import checkpoint_folder, read_config
 
     if adapter is not None:
-        return read_info(adapter).label_names
+        info = read_info(adapter)
+        if info.is_language_model:
+            raise AdapterError(f"{adapter} is for a language model; measure it with --perplexity")
+        return info.label_names
     config = read_config(checkpoint_folder(model))
     if config.num_labels == 1:
         return None

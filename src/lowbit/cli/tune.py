@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,12 @@ def tune(
         Path | None, typer.Option("--train", metavar="FILE", help="Your training rows: .csv, .tsv or .jsonl.")
     ] = None,
     evaluation: options.EvalFile = None,
+    train_text: Annotated[
+        Path | None, typer.Option("--train-text", metavar="FILE", help="Plain text, to tune a language model on.")
+    ] = None,
+    eval_text: Annotated[
+        Path | None, typer.Option("--eval-text", metavar="FILE", help="Plain text, to measure its perplexity on.")
+    ] = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
     label: options.LabelColumn = None,
@@ -32,12 +38,15 @@ def tune(
     ] = "outliers",
     scheme: options.SchemeText = None,
     epochs: Annotated[float, typer.Option("--epochs")] = 3,
-    batch_size: options.BatchSize = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")] = 32,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Parts in which a process works through its rows.")
+    ] = 1,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's own.")] = None,
     head_learning_rate: Annotated[
         float | None, typer.Option("--head-learning-rate", help="Default: the method's own.")
     ] = None,
-    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens per row.")] = 128,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens per row or block.")] = 128,
     train_rows: Annotated[
         int | None, typer.Option("--train-rows", min=1, help="Train on so many rows, drawn with the seed.")
     ] = None,
@@ -47,14 +56,40 @@ def tune(
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
     ] = "auto",
+    hold_out: Annotated[
+        float,
+        typer.Option("--hold-out", help="Part of the training rows, as in 0.1, that decides which epoch is kept."),
+    ] = 0,
+    patience: Annotated[
+        int | None, typer.Option("--patience", min=1, help="Stop after so many epochs without a lower held-out loss.")
+    ] = None,
+    save_steps: Annotated[
+        int, typer.Option("--save-steps", min=0, help="Steps after which the state is saved, to go on from.")
+    ] = 500,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk."""
+    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk.
+
+    The task is one of GLUE, your own rows with labels, or a causal language model on plain text.
+
+    A run that was stopped goes on where it last saved its state when the same command is given again.
+    """
+    from lowbit.tuning import is_first
+
     if method != "ptq":
         options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
     columns = {"text": text, "text_pair": text_pair, "label": label}
-    data = options.training_data(
+    rows: dict[str, Any] = {
+        "--task": task,
+        "--data-dir": data_dir,
+        "--split": split or None,
+        "--train": train,
+        "--eval": evaluation,
+        "--regression": regression or None,
+        "--train-rows": train_rows,
+    }
+    data = options.training_text(train_text, eval_text, rows, columns) or options.training_data(
         task,
         data_dir,
         (train, evaluation),
@@ -67,6 +102,7 @@ def tune(
     chosen = lowbit.TuneOptions(
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=accumulate,
         learning_rate=learning_rate,
         head_learning_rate=head_learning_rate,
         max_length=max_length,
@@ -75,10 +111,15 @@ def tune(
         scales=scales,
         precision=precision,
         seed=seed,
+        save_steps=save_steps,
+        hold_out=hold_out,
+        patience=patience,
         recipe=options.make_recipe(None, scheme),
     )
-    with progress("tune") as update:
+    with progress("tune", shown=is_first()) as update:
         result = lowbit.tune(model, output, data, method=method, options=chosen, progress=update)
+    if not is_first():
+        return
     if json:
         print_json(result.to_dict())
         return
@@ -86,6 +127,6 @@ def tune(
     typer.echo(
         f"trained: {cell(result.trained)}; without the head {100 * result.trained_share:.2f} % of the block weights"
     )
-    typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows")
+    typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows, {result.steps} steps")
     use = f"{model} --adapter {result.path}" if method == "outliers" else f"{result.path}"
-    typer.echo(f'next: lowbit predict {use} "some text"')
+    typer.echo(f"next: {options.use_of(use, is_text=train_text is not None)}")

@@ -37,11 +37,12 @@ def inspect(
 ) -> dict[str, Any]:
     """A JSON-able description of a backbone, merged model or task adapter, or of how two of a kind differ.
 
-    All are folders or hub ids; weights are read one module at a time. Backbones: ``kind``, size fields, ``fingerprint``
-    and per module name, kind, shape, scheme, stored bits per weight, the numbers of
-    :func:`lowbit.inspection.statistics.statistics`, and ``error``, the relative weight error ``||W - Q(W)|| / ||W||``:
-    what was recorded when the model was quantized, or measured where ``other`` is the float model. Adapters: their
-    description and the trained tensors; ``moved`` is how far each is from its value in ``backbone``, relative to it.
+    All are folders or hub ids; weights are read one module at a time. Backbones: ``kind`` (``backbone``, ``merged``
+    with an adapter, or ``tuned`` before it was quantized), size fields, ``fingerprint`` and per module name, kind,
+    shape, scheme, stored bits per weight, the numbers of :func:`lowbit.inspection.statistics.statistics`, and
+    ``error``, the relative weight error ``||W - Q(W)|| / ||W||``: what was recorded when the model was quantized, or
+    measured where ``other`` is the float model. Adapters: their description and the trained tensors; ``moved`` is how
+    far each is from its value in ``backbone``, relative to it.
     Where ``other`` is of the same kind, ``kind`` is ``backbones`` or ``adapters``, and see
     :func:`~lowbit.inspection.backbones.compare_backbones` or :func:`~lowbit.inspection.adapters.compare_adapters`.
 

@@ -101,7 +101,7 @@ def _compared(left: StoredBackbone, right: StoredBackbone, name: str, kind: str)
 def _summary(backbone: StoredBackbone) -> dict[str, Any]:
     task = backbone.config.get("lowbit_task")
     return {
-        "kind": "backbone" if task is None else "merged",
+        "kind": "backbone" if task is None else "merged" if "fingerprint" in task else "tuned",
         **({} if task is None else {"task": task}),
         **dataclasses.asdict(measure(backbone.folder)),
         "fingerprint": backbone.fingerprint,

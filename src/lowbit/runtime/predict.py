@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lowbit.adapter import adapter_folder, load, task_fields
+from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
 from lowbit.checkpoint import checkpoint_folder
 from lowbit.data import Examples, encode
-from lowbit.errors import UnsupportedModelError
 from lowbit.loop import check_sizes, default_device, load_tokenizer, predict_logits
 
 _CHUNK = 64  # batches read ahead, within which rows are sorted by length
@@ -37,8 +36,7 @@ def predict(
     folder = checkpoint_folder(model)
     adapter = None if adapter is None else adapter_folder(adapter)
     loaded = load(folder, adapter)
-    if not hasattr(loaded.config, "id2label") or "SequenceClassification" not in type(loaded).__name__:
-        raise UnsupportedModelError(f"{model} has no classification head; give the adapter of a task")
+    check_classifier(loaded, model)
     loaded.to(default_device())
     length = max_length or task_fields(loaded, adapter).get("max_length", 128)
     return _stream(loaded, load_tokenizer(folder), texts, batch_size, length)

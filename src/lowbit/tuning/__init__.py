@@ -2,6 +2,7 @@
 
 from lowbit.tuning.options import METHODS, TuneOptions, TuneResult
 from lowbit.tuning.prepare import finish, prepare
+from lowbit.tuning.processes import is_first
 from lowbit.tuning.tune import tune
 
-__all__ = ["METHODS", "TuneOptions", "TuneResult", "finish", "prepare", "tune"]
+__all__ = ["METHODS", "TuneOptions", "TuneResult", "finish", "is_first", "prepare", "tune"]

@@ -18,8 +18,10 @@ def prepare(
     """Freeze a quantized model but for its outliers, its head and, by choice, norms, biases and step sizes.
 
     Returns the names of the trained parameters by group, relative to the base model. Poolers count as head: they are
-    float and sit between the encoder and the classifier. Values are trained in float32. A model without outliers
-    raises :class:`AdapterError`. Source: PreQuant, arXiv 2306.00014, stage 2.
+    float and sit between the encoder and the classifier. A projection onto the vocabulary does not: tied, it is the
+    quantized embedding, and untied, it would make the adapter as large as an embedding; it stays frozen. Values are
+    trained in float32. A model without outliers raises :class:`AdapterError`. Source: PreQuant, arXiv 2306.00014,
+    stage 2.
     """
     linears = {path: module for path, module in model.named_modules() if isinstance(module, QuantLinear)}
     if not any(module.outlier_value is not None for module in linears.values()):
@@ -36,8 +38,10 @@ def prepare(
             groups["scales"].append(f"{path}.scale")
         if biases and module.bias is not None:
             groups["biases"].append(f"{path}.bias")
+    projection = model.get_output_embeddings()
     for path, part in _float_parameters(model):
-        kind = _group(model, path, model.get_submodule(path))
+        module = model.get_submodule(path)
+        kind = "" if module is projection else _group(model, path, module)
         if kind == "head" or (kind == "norms" and norms):
             groups[kind].append(f"{path}.{part}" if path else part)
     for names in groups.values():

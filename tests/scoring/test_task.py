@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit import scoring
 from lowbit.adapter import load, load_classifier
 from lowbit.data import encode
 from lowbit.errors import DataError
 from lowbit.loop import load_tokenizer, predict_logits
-from lowbit.scoring import check_metrics, decide, score_model
+from lowbit.scoring import check_metrics, decide, score_model, task
 from tests.tiny import random_states, toy_data, toy_rows
 
 
@@ -94,7 +93,7 @@ def test_check_metrics_raises_before_training():
 
 def test_what_the_metrics_draw_is_given_back(classifier, monkeypatch):
     """Importing scikit-learn for the first time draws from ``random``."""
-    monkeypatch.setattr(scoring, "score", lambda *_: {"accuracy": random.random() + np.random.rand()})
+    monkeypatch.setattr(task, "score", lambda *_: {"accuracy": random.random() + np.random.rand()})
     model, tokenizer = classifier(("no", "yes"))
     before = random_states()
     check_metrics(toy_data())
