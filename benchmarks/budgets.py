@@ -13,8 +13,9 @@ from rows import RESULTS, append, read_rows
 from transformers import AutoModel
 
 import lowbit
+from lowbit.checkpoint import load_tokenizer, quiet_transformers
 from lowbit.data import load_glue
-from lowbit.loop import length_order, load_tokenizer, quiet_transformers
+from lowbit.loop import length_order
 from lowbit.metrics import score
 from lowbit.recipe import Recipe
 from lowbit.scheme import OutlierRule, Scheme

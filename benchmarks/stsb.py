@@ -12,8 +12,9 @@ from transformers import AutoModel, BatchEncoding, PreTrainedModel
 
 import lowbit
 from lowbit.arch import find_module, float_weight
+from lowbit.checkpoint import load_tokenizer, quiet_transformers
 from lowbit.data import Examples, load_glue
-from lowbit.loop import length_order, load_tokenizer, quiet_transformers
+from lowbit.loop import length_order
 from lowbit.metrics import score
 from lowbit.recipe import Recipe
 

@@ -1,4 +1,3 @@
-import contextlib
 import random
 
 import numpy as np
@@ -6,25 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from lowbit.adapter import load_classifier
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
-from lowbit.errors import CheckpointError, DataError, SchemeError
-from lowbit.loop import (
-    check_lengths,
-    check_sizes,
-    default_device,
-    isolated_rng,
-    length_order,
-    load_tokenizer,
-    predict_logits,
-    quiet_transformers,
-    use_bf16,
-)
+from lowbit.errors import DataError, SchemeError
+from lowbit.loop import check_lengths, check_sizes, default_device, isolated_rng, length_order, predict_logits, use_bf16
 from tests.models import tiny_model
 from tests.tiny import BACKBONES, random_states, toy_rows
 
@@ -75,23 +61,6 @@ def test_isolated_rng_can_be_nested():
         assert (first, draws()) == expected
 
 
-@pytest.mark.parametrize("bars", [True, False])
-def test_quiet_transformers_restores_verbosity_and_bars(bars):
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_info()
-        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
-        with contextlib.suppress(RuntimeError), quiet_transformers():
-            assert logging.get_verbosity() == logging.ERROR
-            assert not logging.is_progress_bar_enabled()
-            raise RuntimeError
-        assert logging.get_verbosity() == logging.INFO
-        assert logging.is_progress_bar_enabled() is bars
-    finally:
-        logging.set_verbosity(verbosity)
-        (logging.enable_progress_bar if had_bars else logging.disable_progress_bar)()
-
-
 def test_a_named_precision_is_obeyed():
     assert use_bf16("bf16", CPU) is True
     assert use_bf16("fp32", CPU) is False
@@ -110,37 +79,6 @@ def test_auto_asks_for_bf16_instructions_on_a_processor(monkeypatch, avx512, amx
 def test_auto_asks_for_native_bf16_on_a_gpu(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert use_bf16("auto", torch.device("cuda")) is native
-
-
-@pytest.mark.parametrize("arch", BACKBONES)
-def test_load_tokenizer_can_pad(tiny, arch):
-    tokenizer = load_tokenizer(tiny.model(arch))
-    assert tokenizer.pad_token == {"bert": "[PAD]", "gpt2": "</s>"}.get(arch, "<pad>")
-    rows = tokenizer(["good", "good film"], padding=True)["input_ids"]
-    assert len(rows[0]) == len(rows[1])
-
-
-def test_load_tokenizer_refuses_a_folder_without_one(tmp_path, tiny):
-    (tmp_path / "config.json").write_bytes((tiny.model("bert") / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match=r"has no tokenizer, none of tokenizer.json, vocab.txt; save it"):
-        load_tokenizer(tmp_path)
-
-
-def test_load_tokenizer_refuses_what_cannot_pad(tmp_path):
-    words = Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="neither a padding nor an end token"):
-        load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_load_tokenizer_refuses_a_damaged_one(tmp_path, tiny, name, text):
-    for path in tiny.model("bert").glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match="has no usable tokenizer"):
-        load_tokenizer(tmp_path)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30))

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from lowbit.arch import position_limit
-from lowbit.checkpoint import load_tokenizer as load_tokenizer
 from lowbit.errors import DataError, SchemeError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -34,21 +32,6 @@ def isolated_rng(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' progress bars and load reports inside the block."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def default_device() -> torch.device:

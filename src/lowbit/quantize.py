@@ -24,6 +24,7 @@ from lowbit.checkpoint import (
     measure,
     meta_model,
     open_source,
+    quiet_transformers,
     read_config,
     refuse_existing,
     write_description,
@@ -196,8 +197,8 @@ def _plan_source(
 
 def _load(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
     """The float model that a skeleton stands for, in the same dtype."""
-    loaded: PreTrainedModel = type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
-    return loaded
+    with quiet_transformers():
+        return type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
 
 
 def _settle(

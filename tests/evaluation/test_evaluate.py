@@ -5,9 +5,10 @@ import pytest
 
 import lowbit
 from lowbit.adapter import read_info, write_adapter
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode, table_data
 from lowbit.errors import AdapterError, CheckpointError, DataError, SchemeError
-from lowbit.loop import load_tokenizer, predict_logits
+from lowbit.loop import predict_logits
 from tests.models import edit_json, file_bytes
 from tests.tiny import BACKBONES, options, random_states, toy_data, toy_rows
 

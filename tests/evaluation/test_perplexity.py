@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import lowbit
+from lowbit.checkpoint import load_tokenizer
 from lowbit.errors import DataError, SchemeError, UnsupportedModelError
-from lowbit.loop import load_tokenizer
 from lowbit.scoring import score_text
 from tests.models import WORDS, file_bytes
 from tests.tiny import random_states

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import lowbit
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import AdapterError, CheckpointError, DataError, SchemeError, UnsupportedModelError
-from lowbit.loop import load_tokenizer, predict_logits
+from lowbit.loop import predict_logits
 from lowbit.runtime import predict as predict_function
 from tests.models import file_bytes
 from tests.tiny import BACKBONES, options, random_states, texts_of, toy_data

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lowbit.adapter import load, load_classifier
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError
-from lowbit.loop import load_tokenizer, predict_logits
+from lowbit.loop import predict_logits
 from lowbit.scoring import check_metrics, decide, score_model, task
 from tests.tiny import random_states, toy_data, toy_rows
 

@@ -3,8 +3,8 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from lowbit.adapter import load_classifier
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
-from lowbit.loop import load_tokenizer
 from lowbit.tuning.batches import one_item
 from lowbit.tuning.held_out import held_out_loss
 from tests.tiny import random_states, toy_rows

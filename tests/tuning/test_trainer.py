@@ -8,9 +8,9 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from lowbit.adapter import load_classifier
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError
-from lowbit.loop import load_tokenizer
 from lowbit.tuning import trainer
 from lowbit.tuning.trainer import train
 from tests.tiny import options, random_states, toy_rows

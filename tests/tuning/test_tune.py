@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 import lowbit
 from lowbit.adapter import AdapterInfo, adapter_target, load_classifier, read_adapter, read_info, write_adapter
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError
-from lowbit.loop import load_tokenizer
 from lowbit.nn import QuantModule
 from lowbit.scoring import score_model
 from lowbit.tuning import prepare, trainer

@@ -8,9 +8,9 @@ import torch
 
 import lowbit
 from lowbit.adapter import AdapterInfo, adapter_target, load_causal_lm, read_adapter, read_info
+from lowbit.checkpoint import load_tokenizer
 from lowbit.data import TextData, text_data
 from lowbit.errors import AdapterError, DataError, UnsupportedModelError
-from lowbit.loop import load_tokenizer
 from lowbit.scoring import score_text
 from lowbit.tuning import METHODS, prepare, trainer
 from tests.models import WORDS, file_bytes, save_tiny, tiny_tokenizer

@@ -12,10 +12,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lowbit.adapter.apply import apply_adapter
 from lowbit.adapter.files import adapter_folder, read_info
 from lowbit.arch import base_prefix, is_head
-from lowbit.checkpoint import check_readable, checkpoint_folder, own_class, read_config
+from lowbit.checkpoint import (
+    check_readable,
+    checkpoint_folder,
+    load_tokenizer,
+    own_class,
+    quiet_transformers,
+    read_config,
+)
 from lowbit.errors import CheckpointError, UnsupportedModelError
 from lowbit.hf import is_causal, language_kind
-from lowbit.loop import isolated_rng, load_tokenizer, quiet_transformers
+from lowbit.loop import isolated_rng
 
 
 def load(model: str | Path, adapter: str | Path | None = None) -> PreTrainedModel:

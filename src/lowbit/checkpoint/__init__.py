@@ -21,6 +21,7 @@ from lowbit.checkpoint.directory import (
     weight_files,
 )
 from lowbit.checkpoint.measure import Size, measure
+from lowbit.checkpoint.quiet import quiet_transformers
 from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, own_class, read_config
 from lowbit.checkpoint.tensorfile import (
     Entries,
@@ -71,6 +72,7 @@ __all__ = [
     "meta_model",
     "open_source",
     "own_class",
+    "quiet_transformers",
     "read_config",
     "read_manifest",
     "read_quantization_config",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
-from lowbit.checkpoint import checkpoint_folder
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import TaskData
 from lowbit.errors import DataError
-from lowbit.loop import Progress, check_sizes, load_tokenizer
+from lowbit.loop import Progress, check_sizes
 from lowbit.scoring import score_model
 
 

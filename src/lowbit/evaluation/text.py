@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowbit.adapter import adapter_folder, load, task_fields
-from lowbit.checkpoint import checkpoint_folder
-from lowbit.loop import Progress, load_tokenizer
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer
+from lowbit.loop import Progress
 from lowbit.scoring import TextScore, score_text
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
-from lowbit.checkpoint import checkpoint_folder
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import Examples, encode
-from lowbit.loop import check_sizes, default_device, load_tokenizer, predict_logits
+from lowbit.loop import check_sizes, default_device, predict_logits
 
 _CHUNK = 64  # batches read ahead, within which rows are sorted by length
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from lowbit.checkpoint import quiet_transformers
 from lowbit.errors import SchemeError
-from lowbit.loop import Progress, check_lengths, default_device, isolated_rng, quiet_transformers, use_bf16
+from lowbit.loop import Progress, check_lengths, default_device, isolated_rng, use_bf16
 from lowbit.tuning.batches import Collate, Items, MicroBatches, Row, one_item, plan_batches, steps_per_epoch
 from lowbit.tuning.held_out import held_out_loss
 from lowbit.tuning.options import TuneOptions

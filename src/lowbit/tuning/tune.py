@@ -9,11 +9,19 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from lowbit.adapter import AdapterInfo, adapter_target, load, model_fingerprint, record_scores, write_adapter
 from lowbit.arch import relative_name
-from lowbit.checkpoint import atomic_directory, checkpoint_folder, copy_side_files, hub_id, refuse_existing
+from lowbit.checkpoint import (
+    atomic_directory,
+    checkpoint_folder,
+    copy_side_files,
+    hub_id,
+    load_tokenizer,
+    quiet_transformers,
+    refuse_existing,
+)
 from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import LowbitConfig, attach, save
-from lowbit.loop import Progress, load_tokenizer, quiet_transformers
+from lowbit.loop import Progress
 from lowbit.quantize import quantize_model
 from lowbit.tuning.options import (
     FULL_LEARNING_RATE,
