@@ -40,7 +40,7 @@ from lowbit.strategies import get_strategy, strategy_names
 FILE = RESULTS / "strategies.jsonl"
 KEY = ("model", "strategy", "bits", "granularity")
 BITS = (8, 4, 3, 2)
-GRANULARITIES = {"tensor": None, "channel": None, "group": 64}
+GRANULARITIES = {"channel": None, "group": 64, "tensor": None}
 SENTENCES = 1_000
 OVERHEAD = 2.0  # effective bits over the code width beyond which levels are of no use
 
@@ -75,9 +75,9 @@ def main() -> None:
 
 
 def schemes(model: PreTrainedModel, names: Sequence[str], bits: Sequence[int]) -> Iterator[Scheme]:
-    """One scheme per width, granularity and strategy that has levels for it."""
-    for width in bits:
-        for granularity, size in GRANULARITIES.items():
+    """One scheme per granularity, width and strategy that has levels for it."""
+    for granularity, size in GRANULARITIES.items():
+        for width in bits:
             for name in names:
                 scheme = first_of_use(model, width, granularity, size, name)
                 if scheme is not None:
