@@ -1,7 +1,8 @@
 """Cost of stage 1, disk to disk, beside loading and saving the same file; appends to results/stage1_cost.jsonl.
 
 Every measurement is a process of its own; copy and strategies take turns. Memory is the peak of private (anonymous)
-memory while quantizing, over what the process had after its imports: mapped reads of the source do not count.
+memory while quantizing, over what the process had after its imports: mapped reads of the source do not count. gptq,
+which loads and runs the model, is measured where it is asked for.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def main() -> None:
     """Take turns, then report medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     data_free = [name for name in strategy_names() if not needs_hessian(lowbit.Scheme(strategy=name))]
-    parser.add_argument("--strategies", nargs="+", default=data_free, choices=data_free, metavar="NAME")
+    parser.add_argument("--strategies", nargs="+", default=data_free, choices=strategy_names(), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", nargs=3, metavar=("WHAT", "SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
