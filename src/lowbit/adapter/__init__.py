@@ -3,10 +3,8 @@
 from lowbit.adapter.apply import adapter_target, apply_adapter, model_fingerprint, remove_adapter
 from lowbit.adapter.card import ITS_BACKBONE, adapter_card
 from lowbit.adapter.files import (
-    CAUSAL_LM,
     INFO_FILE,
     TENSORS_FILE,
-    AdapterInfo,
     adapter_folder,
     is_adapter,
     read_adapter,
@@ -14,6 +12,7 @@ from lowbit.adapter.files import (
     record_scores,
     write_adapter,
 )
+from lowbit.adapter.info import CAUSAL_LM, AdapterInfo
 from lowbit.adapter.load import check_classifier, load, load_causal_lm, load_classifier, task_fields
 from lowbit.adapter.merge import merge
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.adapter.files import AdapterInfo, read_adapter
+from lowbit.adapter.files import read_adapter
+from lowbit.adapter.info import AdapterInfo
 from lowbit.arch import base_prefix
 from lowbit.checkpoint import fingerprint, tensor_entry
 from lowbit.errors import AdapterError

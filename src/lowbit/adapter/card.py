@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from lowbit.adapter.info import AdapterInfo
 from lowbit.checkpoint import THIS_REPOSITORY, front_matter, generation_example, score_table
-
-if TYPE_CHECKING:
-    from lowbit.adapter.files import AdapterInfo
 
 ITS_BACKBONE = "ITS-BACKBONE"  # in a card: what pushing replaces by the backbone's name on the hub, if that is known
 

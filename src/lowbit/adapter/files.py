@@ -6,14 +6,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from lowbit.adapter.card import adapter_card
+from lowbit.adapter.info import ADAPTER_VERSION, CAUSAL_LM, LABELS, AdapterInfo
 from lowbit.checkpoint import (
     CARD_FILE,
     TensorEntry,
@@ -25,10 +24,8 @@ from lowbit.checkpoint import (
 )
 from lowbit.errors import AdapterError, CheckpointError
 
-ADAPTER_VERSION = 1
 INFO_FILE = "task_adapter.json"
 TENSORS_FILE = "task_adapter.safetensors"
-LABELS, CAUSAL_LM = "labels", "causal-lm"
 # JSON types of the fields that other code relies on; each of them is required.
 _KINDS = {
     "fingerprint": str,
@@ -40,39 +37,6 @@ _KINDS = {
     "backbone": str | None,
     "task_type": str,
 }
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """What an adapter is for.
-
-    ``fingerprint`` names the backbone it was trained on; ``task_type`` is ``labels`` (classification and regression) or
-    ``causal-lm``; ``label_names`` is None for regression and language models; ``trained`` counts what was trained by
-    group; ``options`` records how; ``scores`` are metrics by evaluation set, None where undefined; ``backbone`` is the
-    backbone's name on the hub, where it was loaded from there.
-    """
-
-    fingerprint: str
-    task: str
-    metrics: tuple[str, ...]
-    primary: str
-    label_names: tuple[str, ...] | None
-    max_length: int
-    trained: dict[str, int] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    backbone: str | None = None
-    task_type: str = LABELS
-    version: int = ADAPTER_VERSION
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether it goes on from a text, rather than give it a label or value."""
-        return self.task_type == CAUSAL_LM
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return dataclasses.asdict(self)
 
 
 def adapter_folder(adapter: str | Path) -> Path:
