@@ -6,7 +6,7 @@ import transformers
 
 import lowbit
 from lowbit.calibration import blocks
-from lowbit.errors import CheckpointError, DataError, WeightError
+from lowbit.errors import CheckpointError, DataError, SchemeError, WeightError
 from lowbit.quantize import quantize_checkpoint, quantize_model
 from lowbit.recipe import Recipe
 from tests.models import file_bytes, load, save_tiny
@@ -94,6 +94,8 @@ def test_bad_inputs_are_named(tiny, tmp_path):
     source = tiny.model("bert")
     with pytest.raises(DataError, match="calibration text is empty"):
         lowbit.quantize(source, RECIPE, output=tmp_path / "a", texts=[])
+    with pytest.raises(SchemeError, match="no strategy of the recipe reads calibration text; choose `gptq`"):
+        lowbit.quantize(source, "w4", output=tmp_path / "a", texts=["good film"])
     model = load("BertModel", source)
     with torch.no_grad():
         model.embeddings.LayerNorm.bias[0] = torch.inf

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lowbit.arch import position_limit
 from lowbit.errors import DataError, WeightError
 
 _ROWS = 512
 _WORDS = (4, 30)  # shortest and longest generated text
 _BATCH = 32
+_LONGEST = 512
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and sentencepiece vocabularies mark the first piece of a word
 
 Batch = Mapping[str, torch.Tensor]
@@ -47,7 +49,7 @@ def text_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     given = sorted((text for text in texts if text.strip()), key=len)
     if not given:
         raise DataError("the calibration text is empty; give some lines of text, or none for generated inputs")
-    longest = min(512, getattr(model.config, "max_position_embeddings", None) or 512, tokenizer.model_max_length)
+    longest = min(_LONGEST, position_limit(model) or _LONGEST, tokenizer.model_max_length)
     batches: list[Batch] = []
     for start in range(0, len(given), _BATCH):
         rows = given[start : start + _BATCH]

@@ -30,7 +30,7 @@ from lowbit.checkpoint import (
     write_description,
     write_weights,
 )
-from lowbit.errors import CheckpointError, naming
+from lowbit.errors import CheckpointError, SchemeError, naming
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
@@ -88,7 +88,7 @@ def quantize_checkpoint(
     with open_source(folder, skeleton) as source, atomic_directory(output) as unfinished:
         plan = _plan_source(folder, skeleton, source, recipe, progress)
         done: Mapping[str, Outcome] = {}
-        if _calibrates(plan):
+        if _calibrates(plan, texts):
             done = _calibrated(_load(folder, skeleton), plan, folder, texts, seed, progress)
         stream = _Stream(skeleton, plan, source, seed, done)
         config = skeleton.config
@@ -108,7 +108,7 @@ def quantize_model(
     """
     plan = plan_model(model, recipe)
     done: Mapping[str, Outcome] = {}
-    if _calibrates(plan):
+    if _calibrates(plan, texts):
         done = _calibrated(model, plan, checkpoint_folder(model.name_or_path), texts, seed, None)
     tensors, errors = {}, {}
     for entry in plan.quantized:
@@ -213,8 +213,12 @@ def _settle(
     return spread_outliers(plan, weight, progress)
 
 
-def _calibrates(plan: Plan) -> bool:
-    return any(entry.scheme is not None and needs_hessian(entry.scheme) for entry in plan.quantized)
+def _calibrates(plan: Plan, texts: Sequence[str] | None) -> bool:
+    """Whether a strategy needs a Hessian; texts that nothing would read raise SchemeError."""
+    needed = any(entry.scheme is not None and needs_hessian(entry.scheme) for entry in plan.quantized)
+    if texts is not None and not needed:
+        raise SchemeError("no strategy of the recipe reads calibration text; choose `gptq`, or leave the text out")
+    return needed
 
 
 def _calibrated(
