@@ -6,6 +6,8 @@ import pytest
 import lowbit
 from tests.models import edit_json
 
+WIDE = {"COLUMNS": "160"}  # whatever the terminal that the tests run in
+
 
 @pytest.fixture(scope="session")
 def backbone(bert, tmp_path_factory):
@@ -32,7 +34,7 @@ def test_json_is_that_of_the_function(run, bert, backbone):
 
 def test_equal_layers_share_a_row(run, bert, backbone):
     found = lowbit.inspect(backbone, bert)
-    lines = lines_of(run("inspect", backbone, bert))
+    lines = lines_of(run("inspect", backbone, bert, env=WIDE))
     assert lines.count(["encoder.layer.0-2"]) == 1
     rows = [row for row in found["modules"] if row["name"].endswith("intermediate.dense")]
     (line,) = [line for line in lines if line and line[0] == "intermediate.dense"]
@@ -49,7 +51,7 @@ def test_equal_layers_share_a_row(run, bert, backbone):
 def test_a_layer_that_differs_stands_in_its_place(run, bert, tmp_path):
     recipe = {"overrides": [{"match": "encoder.layer.1.output.dense", "scheme": "w8"}]}
     lowbit.quantize(bert, recipe, output=tmp_path / "mixed")
-    names = [line[0] for line in lines_of(run("inspect", tmp_path / "mixed")) if line]
+    names = [line[0] for line in lines_of(run("inspect", tmp_path / "mixed", env=WIDE)) if line]
     start = names.index("encoder.layer.0")
     assert names[start : start + 6] == [
         "encoder.layer.0",
