@@ -12,6 +12,7 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.arch import position_limit
+from lowbit.calibration import evaluating
 from lowbit.errors import DataError, SchemeError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -83,21 +84,21 @@ def predict_logits(
 ) -> torch.Tensor:
     """Logits float32 [rows, labels] of tokenized rows, in their order; the model's mode is left as it was."""
     check_lengths(model, features)
-    device, was_training = model.device, model.training
+    device = model.device
     collate = DataCollatorWithPadding(tokenizer)
     order = length_order(features)
     logits: list[torch.Tensor] = []
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        if progress is not None:
-            progress(start, len(order), "rows")
-        rows = [{k: v for k, v in features[row].items() if k != "labels"} for row in order[start : start + batch_size]]
-        batch = collate(rows).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device)):
-            logits.append(model(**batch).logits.float().cpu())
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            if progress is not None:
+                progress(start, len(order), "rows")
+            chosen = order[start : start + batch_size]
+            rows = [{k: v for k, v in features[row].items() if k != "labels"} for row in chosen]
+            batch = collate(rows).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device)):
+                logits.append(model(**batch).logits.float().cpu())
     if progress is not None:
         progress(len(order), len(order), "rows")
-    model.train(was_training)
     sorted_logits = torch.cat(logits)
     restored = torch.empty_like(sorted_logits)
     restored[torch.tensor(order)] = sorted_logits

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from lowbit.calibration import evaluating
 from lowbit.loop import length_order
 from lowbit.tuning.batches import Collate, Items, Row
 from lowbit.tuning.processes import processes
@@ -22,13 +23,12 @@ def held_out_loss(
     world, order = processes(), length_order(features)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     total = torch.zeros(2, dtype=torch.float64, device=model.device)
-    was_training = model.training
-    model.eval()
-    for batch in batches[world.process_index :: world.num_processes]:
-        rows = [features[row] for row in batch]
-        count = sum(map(items, rows))
-        inputs = {name: value.to(model.device) for name, value in collate(rows).items()}
-        total += torch.tensor([float(model(**inputs).loss) * count, count], dtype=torch.float64, device=model.device)
-    model.train(was_training)
-    loss, count = reduce(total, "sum").tolist()
-    return loss / count
+    with evaluating(model):
+        for batch in batches[world.process_index :: world.num_processes]:
+            rows = [features[row] for row in batch]
+            count = sum(map(items, rows))
+            inputs = {name: value.to(model.device) for name, value in collate(rows).items()}
+            loss = float(model(**inputs).loss)
+            total += torch.tensor([loss * count, count], dtype=torch.float64, device=model.device)
+    summed, counted = reduce(total, "sum").tolist()
+    return summed / counted
