@@ -19,3 +19,27 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         scored = targets != IGNORED
         losses.append(F.cross_entropy(row[scored].float(), targets[scored], reduction="none"))
     return torch.cat(losses)
+
+
+def logit_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Mean over the rows of what a model's logits [rows, outputs] say of its teacher's, a float32 scalar.
+
+    Kullback-Leibler divergence in nats times temperature^2 (Hinton et al. 2015, arXiv 1503.02531), which keeps the size
+    of the gradients; squared error where there is one output, as in regression.
+    """
+    student, teacher = student.float(), teacher.float()
+    if student.shape[-1] == 1:
+        return F.mse_loss(student, teacher)
+    log_student = F.log_softmax(student / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=-1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Squared error of hidden states [rows, tokens, width] over the teacher's mean square, where ``mask`` is set.
+
+    ``mask`` [rows, tokens] is 0 at padding. A float32 scalar: 0 for equal states, 1 for states that are all 0.
+    """
+    weight = mask.to(torch.float32)[..., None]
+    error = ((student.float() - teacher.float()).square() * weight).sum()
+    return error / (teacher.float().square() * weight).sum()

@@ -170,7 +170,7 @@ def quantize_with_error(
     if fit.codebook is not None:
         tensors["codebook"] = fit.codebook
     if positions is not None:
-        tensors |= _sparse_rows(weight if fit.shift is None else weight + fit.shift.view(shape), positions)
+        tensors |= sparse_rows(weight if fit.shift is None else weight + fit.shift.view(shape), positions)
     specs = tensor_specs(scheme, shape, 0 if positions is None else positions.numel())
     difference = decode(codes, scheme, fit).sub_(blocks).view(shape)
     if positions is not None:
@@ -254,8 +254,12 @@ def check_finite(weight: torch.Tensor) -> None:
         raise WeightError(f"{bad} of {weight.numel()} weights are NaN or infinite; repair the checkpoint first")
 
 
-def _sparse_rows(weight: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The outliers of a float32 weight as compressed sparse rows with float16 values."""
+def sparse_rows(weight: torch.Tensor, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The entries of a float32 weight [out, in] at ascending flat ``positions``: the tensors
+    ``outlier_ptr``, ``outlier_col`` and ``outlier_value``.
+
+    One beyond the range of float16 raises :class:`WeightError`.
+    """
     out_features, in_features = weight.shape
     values = weight.view(-1)[positions]
     if values.numel() and float(values.abs().max()) > _HALF_MAX:

@@ -11,7 +11,7 @@ from lowbit.adapter import load_classifier
 from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError
-from lowbit.tuning import trainer
+from lowbit.tuning import TuneOptions, trainer
 from lowbit.tuning.trainer import train
 from tests.tiny import options, random_states, toy_rows
 
@@ -107,7 +107,7 @@ def test_a_run_of_one_step_trains(run):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 50, 1000])
 def test_the_learning_rate_rises_and_falls(steps):
-    factor = trainer._schedule(steps)
+    factor = trainer._schedule(TuneOptions(), steps)
     rates = [factor(step) for step in range(steps + 1)]
     peak = rates.index(1.0)
     assert peak == math.ceil(0.06 * steps) - 1

@@ -13,16 +13,15 @@ from lowbit.data import encode
 from lowbit.errors import DataError
 from lowbit.nn import QuantModule
 from lowbit.scoring import score_model
-from lowbit.tuning import prepare, trainer
+from lowbit.tuning import METHODS, prepare, trainer
+from lowbit.tuning.methods import sparse
 from tests.models import file_bytes
 from tests.tiny import BACKBONES, options, random_states, toy_data
-
-METHODS = ["outliers", "full", "ptq"]
 
 
 def start(tiny, method):
     """What a method starts from."""
-    return tiny.backbone("bert") if method == "outliers" else tiny.model("bert")
+    return tiny.backbone("bert") if METHODS[method].from_backbone else tiny.model("bert")
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def spies(monkeypatch):
         return original_write(output, info, tensors)
 
     monkeypatch.setattr(trainer, "train", train)
-    monkeypatch.setitem(lowbit.tune.__globals__, "write_adapter", write)
+    monkeypatch.setattr(sparse, "write_adapter", write)
     return found
 
 

@@ -19,7 +19,8 @@ def test_an_interrupt_leaves_nothing_half_written(tiny, tmp_path, method, when):
         if what == when and done >= min(2, total):
             raise KeyboardInterrupt
 
-    base = tiny.backbone("bert") if method == "outliers" else tiny.model("bert")
+    from_backbone = METHODS[method].from_backbone
+    base = tiny.backbone("bert") if from_backbone else tiny.model("bert")
     states = random_states()
     with pytest.raises(KeyboardInterrupt):
         lowbit.tune(base, tmp_path / "out", toy_data(), method=method, options=options(), progress=progress)
@@ -28,7 +29,7 @@ def test_an_interrupt_leaves_nothing_half_written(tiny, tmp_path, method, when):
         assert list(tmp_path.iterdir()) == []
     else:  # scoring comes after the result is written, whole
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        lowbit.load(*((base, tmp_path / "out") if method == "outliers" else (tmp_path / "out",)))
+        lowbit.load(*((base, tmp_path / "out") if from_backbone else (tmp_path / "out",)))
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(tiny, tmp_path):
@@ -53,7 +54,7 @@ REFUSED = {
     "full of backbone": (None, {"method": "full"}, AdapterError, "'full' cannot start from .*: give the float model"),
     "ptq of backbone": (None, {"method": "ptq"}, AdapterError, "'ptq' cannot start from .*: give the float model"),
     "no outliers": (no_outliers, {}, AdapterError, "no outliers to tune; quantize it with some, as in --scheme w4"),
-    "method": (None, {"method": "magic"}, SchemeError, "unknown method 'magic'; use one of outliers, full, ptq"),
+    "method": (None, {"method": "magic"}, SchemeError, "unknown method 'magic'; use one of outliers, random, "),
     "labels": (
         lambda tiny: tiny.backbone("bert", "BertForSequenceClassification"),
         {"data": toy_data(("a", "b", "c"))},

@@ -12,7 +12,7 @@ from lowbit.checkpoint import load_tokenizer
 from lowbit.data import TextData, text_data
 from lowbit.errors import AdapterError, DataError, UnsupportedModelError
 from lowbit.scoring import score_text
-from lowbit.tuning import METHODS, prepare, trainer
+from lowbit.tuning import prepare, trainer
 from tests.models import WORDS, file_bytes, save_tiny, tiny_tokenizer
 from tests.tiny import options, toy_data
 
@@ -105,7 +105,7 @@ def test_what_the_cards_show_goes_on_from_a_text(tiny, adapters, tmp_path, capsy
     assert len(first.split()) > 3
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", ["full", "ptq"])
 def test_the_other_methods_write_language_models(tiny, data, tmp_path, method):
     chosen = options(learning_rate=3e-3, recipe=lowbit.Recipe.parse("w8"))
     result = lowbit.tune(tiny.model("gpt2"), tmp_path / "out", data, method=method, options=chosen)

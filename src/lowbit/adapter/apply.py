@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from lowbit.adapter.files import read_adapter
 from lowbit.adapter.info import AdapterInfo
-from lowbit.arch import base_prefix
+from lowbit.arch import base_prefix, find_module
 from lowbit.checkpoint import fingerprint, tensor_entry
 from lowbit.errors import AdapterError
 from lowbit.hf import disk_tensors
-from lowbit.nn import QuantModule
+from lowbit.nn import SPARSE, QuantModule, overlay
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -48,16 +48,22 @@ def apply_adapter(model: PreTrainedModel, directory: str | Path) -> AdapterInfo:
             f"{directory} was trained on the backbone {info.fingerprint[:12]}, this one is {own[:12]}; "
             "load the backbone it was trained on"
         )
-    targets = {name: adapter_target(model, name) for name in tensors}
+    own_values = {} if active is None else active.replaced  # what the model has without the active adapter
+    targets = {name: own_values.get(name, adapter_target(model, name)) for name in tensors}
+    widened = _widened(model, tensors)
+    sparse = {f"{path}.{part}" for path in widened for part in SPARSE}
     for name, tensor in tensors.items():
-        if targets[name].shape != tensor.shape:
+        if name not in sparse and targets[name].shape != tensor.shape:
             found = list(targets[name].shape)
             raise AdapterError(
                 f"{directory}: {name!r} is {list(tensor.shape)}, the model has {found}; check the labels"
             )
     remove_adapter(model)
-    model.lowbit_adapter = _Active(own, {name: target.detach().clone() for name, target in targets.items()})
-    _assign(model, tensors)
+    replaced = {name: adapter_target(model, name).detach().clone() for name in tensors}
+    model.lowbit_adapter = _Active(own, replaced)
+    for path, module in widened.items():
+        overlay(module, *(tensors[f"{path}.{part}"] for part in SPARSE))
+    _assign(model, {name: tensor for name, tensor in tensors.items() if name not in sparse})
     return info
 
 
@@ -65,6 +71,9 @@ def remove_adapter(model: PreTrainedModel) -> None:
     """Take the adapter off: every value is again what it was before :func:`apply_adapter`, bit for bit."""
     active = getattr(model, "lowbit_adapter", None)
     if active is not None:
+        for path, module in _widened(model, active.replaced).items():
+            for part in SPARSE:
+                setattr(module, part, active.replaced[f"{path}.{part}"])
         _assign(model, active.replaced)
         model.lowbit_adapter = None
 
@@ -87,6 +96,23 @@ class _Active:
 
     def __init__(self, own: str, replaced: Mapping[str, torch.Tensor]) -> None:
         self.fingerprint, self.replaced = own, replaced
+
+
+def _widened(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> dict[str, QuantModule]:
+    """The modules, by their name in the adapter, for which it holds positions of its own beside the values.
+
+    One that the model keeps no outliers for, or one in part, raises AdapterError.
+    """
+    found = {}
+    for name in tensors:
+        path, _, part = name.rpartition(".")
+        if part != SPARSE[0]:
+            continue
+        module = model.get_submodule(find_module(model, path) or "")
+        if not isinstance(module, QuantModule) or not all(f"{path}.{other}" in tensors for other in SPARSE):
+            raise AdapterError(f"the adapter's positions for {path!r} are incomplete or fit no quantized module")
+        found[path] = module
+    return found
 
 
 @torch.no_grad()

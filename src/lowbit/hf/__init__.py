@@ -2,7 +2,16 @@
 
 from lowbit.hf.config import LowbitConfig
 from lowbit.hf.kinds import is_causal, language_kind
-from lowbit.hf.quantizer import LowbitQuantizer, attach, disk_tensors
+from lowbit.hf.quantizer import LowbitQuantizer, attach, disk_tensors, is_quantized
 from lowbit.hf.save import save
 
-__all__ = ["LowbitConfig", "LowbitQuantizer", "attach", "disk_tensors", "is_causal", "language_kind", "save"]
+__all__ = [
+    "LowbitConfig",
+    "LowbitQuantizer",
+    "attach",
+    "disk_tensors",
+    "is_causal",
+    "is_quantized",
+    "language_kind",
+    "save",
+]

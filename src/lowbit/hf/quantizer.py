@@ -161,6 +161,11 @@ def attach(model: PreTrainedModel, config: LowbitConfig, quantizer: LowbitQuanti
     model.add_model_tags(["lowbit", "quantized"])  # of the card that its push_to_hub makes
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a loaded model is a backbone of lowbit."""
+    return isinstance(getattr(model.config, "quantization_config", None), LowbitConfig)
+
+
 def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Every tensor of a quantized model by its name on disk, tied ones once."""
     tensors: dict[str, torch.Tensor] = {}

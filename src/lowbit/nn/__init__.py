@@ -2,14 +2,19 @@
 
 from lowbit.nn.embedding import QuantEmbedding, TiedQuantEmbedding
 from lowbit.nn.linear import QuantLinear, TiedQuantLinear
+from lowbit.nn.overlay import SPARSE, overlay, rows_of, widen
 from lowbit.nn.payload import CODES, QuantModule, empty_tensor
 
 __all__ = [
     "CODES",
+    "SPARSE",
     "QuantEmbedding",
     "QuantLinear",
     "QuantModule",
     "TiedQuantEmbedding",
     "TiedQuantLinear",
     "empty_tensor",
+    "overlay",
+    "rows_of",
+    "widen",
 ]

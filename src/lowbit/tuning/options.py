@@ -12,26 +12,45 @@ from lowbit.errors import SchemeError
 from lowbit.loop import PRECISIONS
 from lowbit.recipe import Recipe
 
-METHODS = ("outliers", "full", "ptq")
-
-# Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
-OUTLIER_LEARNING_RATE = 1e-2
-REST_LEARNING_RATE = 5e-4
-FULL_LEARNING_RATE = 5e-5
+POSITIONS = ("backbone", "random", "gradient", "mix")
+INITIAL = ("stored", "decoded")
+SCHEDULES = ("linear", "cosine", "constant")
+CACHES = ("none", "bf16", "fp32")
+_CHOICES = {
+    "precision": PRECISIONS,
+    "positions": POSITIONS,
+    "initial": INITIAL,
+    "schedule": SCHEDULES,
+    "cache": CACHES,
+}
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Options of one run.
+    """Options of one run. None takes the default of the method, for ``outliers`` that of the backbone's bits.
 
-    ``learning_rate``: of the outlier values (method ``outliers``) or of all weights (``full`` and ``ptq``);
-    ``head_learning_rate``: of head, norms, biases and step sizes (``outliers`` only). None takes the method's default.
-    ``norms``, ``biases``, ``scales``: what is trained beside outliers and head. ``precision``: ``auto`` uses bf16
-    autocast where the processor has instructions for it. ``recipe``: how ``ptq`` quantizes afterwards.
+    Training: ``learning_rate`` of what the method is about (outlier values, step sizes, low-rank factors, all
+    weights); ``head_learning_rate`` of the head and of what is trained along. ``warmup``: part of the steps in which
+    the rates rise; ``schedule``: how they fall afterwards, ``linear`` or ``cosine`` to 0, or ``constant``.
     ``batch_size``: rows of one optimizer step, over all processes; ``accumulate``: in how many parts each process works
-    through its share of them, which saves memory. ``save_steps``: save the state of the run after so many steps (0:
-    never). ``hold_out``: this part of the training rows is not trained on but evaluated after each epoch, and the
-    values with the lowest loss are kept; ``patience``: stop after so many evaluations without a lower one.
+    through its share of them, which saves memory. ``hold_out``: this part of the training rows is not trained on but
+    evaluated after each epoch, and the values with the lowest loss are kept; ``patience``: stop after so many
+    evaluations without a lower one. ``teacher``: folder of a float model fine-tuned for the task, whose logits and last
+    hidden states are learned along with the labels.
+
+    What is trained: ``norms``, ``biases``, ``scales`` along with the outliers. ``budget``: at most this share of the
+    weights of the block linears, counting everything but the head; None sets no limit. ``positions``: ``backbone``
+    trains its outliers, where the budget is short those that lie furthest from the grid; ``random``; ``gradient``: the
+    largest gradients of the first batch; ``mix``: half and half of ``backbone`` and ``gradient``. ``initial``: whether
+    a value starts as ``stored`` in the backbone or as ``decoded`` from its grid. ``rate_by_step``: the rate of each
+    matrix goes by its step sizes. ``rank``: of ``lora`` and ``loftq`` without a budget. ``float_model``: folder of the
+    model that the backbone was made of, for ``loftq``.
+
+    Cost: ``precision``: ``auto`` uses bf16 autocast where the processor has instructions for it. ``cache``: keep a
+    dense copy of the decoded weights, in the precision of the run. ``checkpointing``: compute activations again in
+    the backward pass instead of keeping them. ``save_steps``: save the state of the run after so many steps (0: never).
+
+    ``recipe``: how ``ptq`` and ``qat`` quantize.
     """
 
     epochs: float = 3
@@ -39,11 +58,22 @@ class TuneOptions:
     accumulate: int = 1
     learning_rate: float | None = None
     head_learning_rate: float | None = None
+    warmup: float = 0.06
+    schedule: str = "linear"
     max_length: int = 128
     norms: bool = True
     biases: bool = True
     scales: bool = False
+    budget: float | None = None
+    positions: str = "backbone"
+    initial: str = "stored"
+    rate_by_step: bool = False
+    rank: int = 8
+    teacher: Path | None = None
+    float_model: Path | None = None
     precision: str = "auto"
+    cache: str = "none"
+    checkpointing: bool = False
     seed: int = 0
     save_steps: int = 500
     hold_out: float = 0.0
@@ -64,15 +94,24 @@ class TuneOptions:
             raise SchemeError("patience counts evaluations, at least 1, on held-out rows; give a part to hold out, too")
         if any(rate is not None and not 0 < rate < math.inf for rate in rates):
             raise SchemeError("learning rates must be positive")
+        if not 0 <= self.warmup < 1:
+            raise SchemeError(f"cannot warm up for {self.warmup} of the steps; give a part below 1")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise SchemeError(f"a budget is a share of the weights, above 0 and up to 1, not {self.budget}")
+        if self.rank < 1:
+            raise SchemeError(f"a rank is at least 1, not {self.rank}")
         if not 0 <= self.seed < 2**32:
             raise SchemeError(f"seed {self.seed} is outside 0 to 2^32 - 1")
-        if self.precision not in PRECISIONS:
-            raise SchemeError(f"unknown precision {self.precision!r}; use one of {', '.join(PRECISIONS)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SchemeError(f"unknown {name} {getattr(self, name)!r}; use one of {', '.join(known)}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form of what the result depends on, without the recipe."""
         values = dataclasses.asdict(self)
         del values["recipe"], values["save_steps"]
+        for name in ("teacher", "float_model"):
+            values[name] = None if values[name] is None else str(values[name])
         return values
 
 
@@ -81,8 +120,8 @@ class TuneResult:
     """Outcome of one run; ``metrics`` are those of the reloaded result, by evaluation set.
 
     ``trained`` counts trained parameters by group; ``trained_share`` is all of them but the head over the weights of
-    the block linears (1 for ``full`` and ``ptq``). ``seconds`` is training time, of this call if the run was resumed;
-    ``rows`` were trained on, and ``steps`` led to the values that were kept.
+    the block linears (1 where all weights are trained). ``seconds`` is training time, of this call if the run was
+    resumed; ``rows`` were trained on, and ``steps`` led to the values that were kept.
     """
 
     path: Path

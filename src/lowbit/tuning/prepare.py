@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.arch import is_head, relative_name, roles
 from lowbit.errors import AdapterError
-from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear
+from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear, widen
+from lowbit.tuning.positions import Positions
 
 GROUPS = ("outliers", "norms", "biases", "scales", "head")
 
 
 def prepare(
-    model: PreTrainedModel, *, norms: bool = True, biases: bool = True, scales: bool = False
+    model: PreTrainedModel,
+    *,
+    outliers: bool = True,
+    norms: bool = True,
+    biases: bool = True,
+    scales: bool = False,
 ) -> dict[str, list[str]]:
-    """Freeze a quantized model but for its outliers, its head and, by choice, norms, biases and step sizes.
+    """Freeze a quantized model but for its head and, by choice, outliers, norms, biases and step sizes.
 
     Returns the names of the trained parameters by group, relative to the base model. Poolers count as head: they are
     float and sit between the encoder and the classifier. A projection onto the vocabulary does not: tied, it is the
     quantized embedding, and untied, it would make the adapter as large as an embedding; it stays frozen. Values are
-    trained in float32. A model without outliers raises :class:`AdapterError`. Source: PreQuant, arXiv 2306.00014,
-    stage 2.
+    trained in float32. A model without the outliers to train raises :class:`AdapterError`. Source: PreQuant, arXiv
+    2306.00014, stage 2.
     """
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, QuantLinear)}
-    if not any(module.outlier_value is not None for module in linears.values()):
+    linears = quant_linears(model)
+    if outliers and not any(module.outlier_value is not None for module in linears.values()):
         raise AdapterError("the model has no outliers to tune; quantize it with some, as in --scheme w4")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for path, module in linears.items():
-        if module.outlier_value is not None:
+        if outliers and module.outlier_value is not None:
             module.train_payload("outlier_value")
             groups["outliers"].append(f"{path}.outlier_value")
         if scales:
@@ -50,6 +57,37 @@ def prepare(
     return {group: [relative_name(model, name) for name in names] for group, names in groups.items()}
 
 
+@torch.no_grad()
+def train_positions(model: PreTrainedModel, positions: Positions, initial: str) -> None:
+    """Let training change the outlier values at flat int64 ``positions`` only, by module path; none means all of them.
+
+    Trained values start as they are ``stored``, or as their codes are ``decoded``.
+    """
+    for path, module in quant_linears(model).items():
+        value = module._parameters.get("outlier_value")
+        if value is None:
+            continue
+        trained = torch.ones_like(value, dtype=torch.bool)
+        if path in positions:
+            module.freeze_payload("outlier_value")
+            widen(module, positions[path])
+            value = module.train_payload("outlier_value")
+            trained = torch.isin(module.tensor.outlier_positions(), positions[path])
+            value.register_hook(trained.to(value.dtype).mul)
+        if initial == "decoded":
+            decoded = module.tensor.dequantize_dense().view(-1)[module.tensor.outlier_positions()]
+            value.copy_(torch.where(trained, decoded, value))
+
+
+def cache_weights(model: PreTrainedModel, cache: str) -> None:
+    """Keep a dense copy of every decoded weight in bf16 or fp32, or with ``none`` let go of it."""
+
+
+def quant_linears(model: PreTrainedModel) -> dict[str, QuantLinear]:
+    """The quantized linears by path, in model order."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
 def finish(model: PreTrainedModel) -> None:
     """Turn trained payloads back into frozen buffers of their stored dtype."""
     for module in model.modules():
@@ -61,7 +99,7 @@ def finish(model: PreTrainedModel) -> None:
 
 def linear_weights(model: PreTrainedModel) -> int:
     """Weights of the block linears, quantized or not: what trained shares refer to."""
-    quantized = [m.shape[0] * m.shape[1] for m in model.modules() if isinstance(m, QuantLinear)]
+    quantized = [module.shape[0] * module.shape[1] for module in quant_linears(model).values()]
     if quantized:
         return sum(quantized)
     blocks = [role.path for role in roles(model) if role.kind in ("linear", "conv1d")]

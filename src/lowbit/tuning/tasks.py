@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import CAUSAL_LM, load_causal_lm, load_classifier
 from lowbit.data import TaskData, TextData, encode, text_size, token_blocks
-from lowbit.errors import DataError
+from lowbit.errors import AdapterError, DataError
 from lowbit.loop import Progress
 from lowbit.scoring import check_metrics, score_model, score_text
 from lowbit.tuning.batches import Row, one_item
@@ -39,6 +39,13 @@ class LabelTask:
     def load(self, folder: Path, seed: int) -> PreTrainedModel:
         """The model with a fresh head, in float32."""
         return load_classifier(folder, self.data.label_names, seed=seed, dtype=torch.float32)[0]
+
+    def teacher(self, folder: Path) -> PreTrainedModel:
+        """A fine-tuned model of the same labels; one without a trained head raises AdapterError."""
+        model, fresh = load_classifier(folder, self.data.label_names, seed=0, dtype=torch.float32)
+        if fresh:
+            raise AdapterError(f"the teacher {folder} has no trained {min(fresh)!r}; fine-tune it for the task first")
+        return model
 
     def fields(self) -> dict[str, Any]:
         """The fields of AdapterInfo that say what the adapter is for."""
@@ -95,6 +102,10 @@ class TextTask:
     def load(self, folder: Path, seed: int) -> PreTrainedModel:
         """The model in float32; nothing of it is fresh."""
         return load_causal_lm(folder, dtype=torch.float32)
+
+    def teacher(self, folder: Path) -> PreTrainedModel:
+        """A model of the same tokens."""
+        return self.load(folder, 0)
 
     def fields(self) -> dict[str, Any]:
         """The fields of AdapterInfo that say what the adapter is for."""

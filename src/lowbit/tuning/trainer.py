@@ -21,13 +21,12 @@ from lowbit.checkpoint import quiet_transformers
 from lowbit.errors import SchemeError
 from lowbit.loop import Progress, check_lengths, default_device, isolated_rng, use_bf16
 from lowbit.tuning.batches import Collate, Items, MicroBatches, Row, one_item, plan_batches, steps_per_epoch
+from lowbit.tuning.distill import Loss, label_loss
 from lowbit.tuning.held_out import held_out_loss
 from lowbit.tuning.options import TuneOptions
 from lowbit.tuning.processes import processes
 from lowbit.tuning.saved import SavedRun, model_digest, rows_digest
 from lowbit.tuning.state import TrainingState
-
-_WARMUP = 0.06
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,17 @@ def train(
     *,
     collate: Collate,
     items: Items = one_item,
+    loss: Loss = label_loss,
     held_out: Sequence[Row] = (),
     saved: SavedRun | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train parameter ``groups`` (as AdamW takes them) in place.
 
-    ``collate`` makes the model's inputs of some rows; the model gives their mean loss, and ``items`` says over how
-    many items of a row that mean goes. Linear decay after a short warm-up, gradient norm clipped at 1. ``held_out``
-    rows are evaluated after each epoch, and the values with the lowest loss are kept. A run that ``saved`` holds goes
-    on where it was saved last, and ends as if it had never stopped.
+    ``collate`` makes the model's inputs of some rows; ``loss`` gives their mean loss, by default the model's own, and
+    ``items`` says over how many items of a row that mean goes. The gradient norm is clipped at 1. ``held_out`` rows are
+    evaluated after each epoch, and the values with the lowest loss are kept. A run that ``saved`` holds goes on where
+    it was saved last, and ends as if it had never stopped.
 
     The result depends on ``options.seed`` and the number of threads and processes only, and the caller's random states
     are left alone.
@@ -66,7 +66,9 @@ def train(
         world = processes()
         _check_parts(options, world.num_processes)
         batches = plan_batches(features, options.batch_size, options.epochs, options.seed)
-        optimizer = torch.optim.AdamW([{**group, "initial_lr": group["lr"]} for group in groups], weight_decay=0.0)
+        groups = [{**group, "initial_lr": group["lr"]} for group in groups]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        factor = _schedule(options, len(batches))
         state = TrainingState(optimizer)
         if saved is not None and (saved.exists() or options.save_steps):
             rows = rows_digest(features, held_out)
@@ -85,6 +87,7 @@ def train(
         if not between.is_over():
             trainer = _Trainer(
                 model=model,
+                loss=loss,
                 args=_arguments(folder, options),
                 train_dataset=MicroBatches(
                     features,
@@ -97,19 +100,30 @@ def train(
                     processes=world.num_processes,
                     first_step=state.step,
                 ),
-                optimizers=(optimizer, LambdaLR(optimizer, _schedule(len(batches)), last_epoch=state.step - 1)),
+                optimizers=(
+                    optimizer,
+                    LambdaLR(optimizer, factor, last_epoch=state.step - 1),
+                ),
                 callbacks=[between],
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.train()
+            with _checkpointing(model, options.checkpointing):
+                trainer.train()
         state.take_best()
     return Trained(time.perf_counter() - start, state.best_step or state.step)
 
 
-def _schedule(steps: int) -> Callable[[int], float]:
+def _schedule(options: TuneOptions, steps: int) -> Callable[[int], float]:
     """Part of the full learning rate by step, counted from 0: a linear rise to 1, then a fall to 0 after the last."""
-    warmup = math.ceil(_WARMUP * steps)
-    return lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
+    warmup = max(1, math.ceil(options.warmup * steps))
+
+    def factor(step: int) -> float:
+        rise, fall = (step + 1) / warmup, (steps - step) / (steps - warmup + 1)
+        if options.schedule == "cosine":
+            fall = (1 - math.cos(math.pi * fall)) / 2
+        return min(rise, 1.0 if options.schedule == "constant" else fall)
+
+    return factor
 
 
 def _check_parts(options: TuneOptions, number: int) -> None:
@@ -118,6 +132,17 @@ def _check_parts(options: TuneOptions, number: int) -> None:
             f"a batch of {options.batch_size} rows cannot be shared by {number} processes in {options.accumulate} "
             "parts each; raise the batch size"
         )
+
+
+@contextmanager
+def _checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Let the model compute activations again in the backward pass, where that is wanted."""
+    if not wanted:
+        yield
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    yield
+    model.gradient_checkpointing_disable()
 
 
 @contextmanager
@@ -153,6 +178,10 @@ def _arguments(folder: str, options: TuneOptions) -> TrainingArguments:
 class _Trainer(Trainer):
     """Takes micro-batches as they come and gives each the weight and the random numbers that it brings."""
 
+    def __init__(self, *args: Any, loss: Loss, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._loss = loss
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train_dataset, batch_size=None)
 
@@ -161,7 +190,7 @@ class _Trainer(Trainer):
         weight = inputs.pop("weight") * self.args.world_size  # gradients are averaged over the processes
         model.train()
         with self.compute_loss_context_manager():
-            loss = model(**{name: value.to(self.args.device) for name, value in inputs.items()}).loss * weight
+            loss = self._loss(model, {name: value.to(self.args.device) for name, value in inputs.items()}) * weight
         self.accelerator.backward(loss)
         return loss.detach()
 

@@ -1,4 +1,4 @@
-"""``tune``: stage 2 and the two baselines that it is compared with."""
+"""``tune``: stage 2 and the baselines that it is compared with."""
 
 from __future__ import annotations
 
@@ -7,34 +7,20 @@ from typing import Any
 
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from lowbit.adapter import AdapterInfo, adapter_target, load, model_fingerprint, record_scores, write_adapter
-from lowbit.arch import relative_name
-from lowbit.checkpoint import (
-    atomic_directory,
-    checkpoint_folder,
-    copy_side_files,
-    hub_id,
-    load_tokenizer,
-    quiet_transformers,
-    refuse_existing,
-)
+from lowbit.adapter import is_adapter, record_scores
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer, refuse_existing
 from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
-from lowbit.hf import LowbitConfig, attach, save
+from lowbit.hf import is_quantized
 from lowbit.loop import Progress
-from lowbit.quantize import quantize_model
-from lowbit.tuning.options import (
-    FULL_LEARNING_RATE,
-    METHODS,
-    OUTLIER_LEARNING_RATE,
-    REST_LEARNING_RATE,
-    TuneOptions,
-    TuneResult,
-)
-from lowbit.tuning.prepare import finish, linear_weights, prepare
+from lowbit.tuning.batches import plan_batches
+from lowbit.tuning.distill import distillation, label_loss
+from lowbit.tuning.methods import METHODS
+from lowbit.tuning.options import TuneOptions, TuneResult
+from lowbit.tuning.prepare import linear_weights
 from lowbit.tuning.processes import once
 from lowbit.tuning.saved import SavedRun
-from lowbit.tuning.tasks import task_of
+from lowbit.tuning.tasks import LabelTask, TextTask, task_of
 
 
 def tune(
@@ -48,7 +34,8 @@ def tune(
 ) -> TuneResult:
     """Fine-tune for one task and write the result to a new directory.
 
-    ``outliers`` (PreQuant's stage 2): ``model`` is a backbone, the result a task adapter. ``full``: ordinary
+    ``outliers`` (PreQuant's stage 2): ``model`` is a backbone, the result a task adapter. ``random``, ``scales`` and
+    ``bitfit`` do the same with random positions, with step sizes only and with biases only. ``full``: ordinary
     fine-tuning of a float model, the result a float model. ``ptq``: the same, then quantized by ``options.recipe``.
     The metrics are those of the result as it was written and loaded again.
 
@@ -69,53 +56,50 @@ def tune(
     task = task_of(data)
     features, held_out = task.rows(tokenizer, options)
     tuned = task.load(folder, options.seed)
-    if _is_quantized(tuned) != (method == "outliers"):
-        hint = "quantize it first with `lowbit quantize`" if method == "outliers" else "give the float model"
+    if is_quantized(tuned) != METHODS[method].from_backbone:
+        hint = "give the float model" if is_quantized(tuned) else "quantize it first with `lowbit quantize`"
         raise AdapterError(f"method {method!r} cannot start from {model}: {hint}")
     weights = linear_weights(tuned)
-    fingerprint = model_fingerprint(tuned) if method == "outliers" else None
-    names = _trained_names(tuned, method, options)
-    trained = {group: sum(adapter_target(tuned, n).numel() for n in found) for group, found in names.items()}
+    collate = DataCollatorWithPadding(tokenizer)
+    run = METHODS[method](tuned, folder, options)
+
+    def first_batch() -> Any:
+        return collate([features[row] for row in plan_batches(features, options.batch_size, 1, options.seed)[0]])
+
+    prepared = run.prepare(first_batch)
     from lowbit.tuning.trainer import train  # here: transformers' Trainer takes seconds to import
 
     saved = SavedRun(output, {"method": method, **options.to_dict(), "recipe": options.recipe.to_dict()})
-    run = train(
-        tuned,
+    done = train(
+        prepared.model,
         features,
-        _parameter_groups(tuned, names, options),
+        prepared.groups,
         options,
-        collate=DataCollatorWithPadding(tokenizer),
+        collate=collate,
         items=task.items,
+        loss=distillation(_teacher(task, options, tokenizer)) if options.teacher else label_loss,
         held_out=held_out,
         saved=saved,
         progress=progress,
     )
     fields = task.fields() | {
         "max_length": options.max_length,
-        "trained": trained,
+        "trained": prepared.trained,
         "options": options.to_dict(),
     }
 
     def deliver() -> dict[str, dict[str, float]]:
         """Write the result, load it again and score it; an adapter records its scores."""
-        if fingerprint is not None:
-            finish(tuned)
-            tensors = {n: adapter_target(tuned, n).detach() for found in names.values() for n in found}
-            info = AdapterInfo(fingerprint=fingerprint, backbone=hub_id(folder), **fields)
-            write_adapter(output, info, tensors)
-        else:
-            tuned.config.lowbit_task = fields
-            _write_model(tuned.cpu(), options, method, folder, output)
+        run.write(output, fields)
         saved.remove()
-        result = load(folder, output) if fingerprint is not None else load(output)
-        metrics = task.score(result, tokenizer, options, progress)
-        if fingerprint is not None:
+        metrics = task.score(run.load(output), tokenizer, options, progress)
+        if is_adapter(output):
             record_scores(output, metrics)
         return metrics
 
     metrics = once(deliver)
     first = next(iter(metrics.values()), {})
-    counted = sum(count for group, count in trained.items() if group != "head")
+    counted = sum(count for group, count in prepared.trained.items() if group != "head")
     return TuneResult(
         path=output,
         method=method,
@@ -123,47 +107,18 @@ def tune(
         metric=fields["primary"],
         score=first.get(fields["primary"], float("nan")),
         metrics=metrics,
-        trained=trained,
-        trained_share=counted / weights if method == "outliers" else 1.0,
-        seconds=run.seconds,
+        trained=prepared.trained,
+        trained_share=min(1.0, counted / weights),
+        seconds=done.seconds,
         rows=len(features),
-        steps=run.steps,
+        steps=done.steps,
     )
 
 
-def _trained_names(model: PreTrainedModel, method: str, options: TuneOptions) -> dict[str, list[str]]:
-    """Freeze what is not trained; returns the names of what is, by group."""
-    if method == "outliers":
-        return prepare(model, norms=options.norms, biases=options.biases, scales=options.scales)
-    return {"all": [relative_name(model, name) for name, _ in model.named_parameters()]}
-
-
-def _parameter_groups(
-    model: PreTrainedModel, names: dict[str, list[str]], options: TuneOptions
-) -> list[dict[str, Any]]:
-    """Parameters with their learning rates: those of the outliers, or of all weights, and the rest."""
-    main = "all" if "all" in names else "outliers"
-    default = FULL_LEARNING_RATE if main == "all" else OUTLIER_LEARNING_RATE
-    rest = [name for group, found in names.items() if group != main for name in found]
-    rates = (options.learning_rate or default, options.head_learning_rate or REST_LEARNING_RATE)
-    return [
-        {"params": [adapter_target(model, name) for name in found], "lr": rate}
-        for found, rate in zip((names[main], rest), rates, strict=True)
-        if found
-    ]
-
-
-def _write_model(model: PreTrainedModel, options: TuneOptions, method: str, folder: Path, output: Path) -> None:
-    """Write a float model, for ``ptq`` quantized."""
-    if method == "ptq":
-        plan = quantize_model(model, options.recipe, seed=options.seed)
-        attach(model, LowbitConfig.from_plan(plan))
-        save(model, output, source=folder)
-        return
-    with atomic_directory(output) as partial, quiet_transformers():
-        model.save_pretrained(partial)
-        copy_side_files(folder, partial)
-
-
-def _is_quantized(model: PreTrainedModel) -> bool:
-    return isinstance(getattr(model.config, "quantization_config", None), LowbitConfig)
+def _teacher(task: LabelTask | TextTask, options: TuneOptions, tokenizer: Any) -> PreTrainedModel:
+    """The float model to learn from; one that reads other tokens raises AdapterError."""
+    assert options.teacher is not None
+    folder = checkpoint_folder(options.teacher)
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise AdapterError(f"the teacher {folder} reads other tokens than the model; give one with the same tokenizer")
+    return task.teacher(folder)

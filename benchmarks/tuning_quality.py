@@ -1,0 +1,223 @@
+"""Quality of stage 2 beside every baseline, on real GLUE tasks, and the learning rates that each of them was given.
+
+Two kinds of rows go to benchmarks/results/tuning_quality.jsonl. A `trial` trains on some of the training rows and is
+scored on a tenth of them that is held out; it never reads dev. A `final` trains on all rows at the rate whose trials were
+best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows
+in the same order and the same schedule. Rows that are there already are not made again.
+
+    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --model /path/to/MiniLM --work /tmp/models
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from rows import RESULTS, Row, append, done, read_rows
+
+import lowbit
+from lowbit.adapter import load
+from lowbit.checkpoint import load_tokenizer, measure
+from lowbit.data import TaskData, glue_data
+from lowbit.loop import default_device, use_bf16
+from lowbit.scoring import score_model
+
+FILE = RESULTS / "tuning_quality.jsonl"
+SEARCHED = ("sst2", "stsb")  # the tasks on which rates are chosen; the others take them as they are
+EPOCHS = {"cola": 3, "stsb": 3, "sst2": 2, "qnli": 2, "qqp": 2, "mnli": 2}
+TRAIN_ROWS = {"sst2": 12_000}
+SPLITS = {"mnli": ["dev_matched"]}
+TRIAL_ROWS, TRIAL_EPOCHS, HELD_OUT = 2_000, 2, 0.1
+# Three rates for each method, a factor of three or so apart.
+RATES = {
+    "full": (2e-5, 5e-5, 1.5e-4),
+    "outliers": (3e-3, 1e-2, 3e-2),
+    "random": (3e-3, 1e-2, 3e-2),
+    "scales": (1e-4, 3e-4, 1e-3),
+    "bitfit": (1e-3, 3e-3, 1e-2),
+    "lora": (5e-4, 1.5e-3, 5e-3),
+    "loftq": (5e-4, 1.5e-3, 5e-3),
+    "qat": (2e-5, 5e-5, 1.5e-4),
+    "qat-kd": (2e-5, 5e-5, 1.5e-4),
+    "outliers-kd": (3e-3, 1e-2, 3e-2),
+}
+BUDGET = 0.0079  # 0.5 % outliers, and the norms and biases of MiniLM
+KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "options", "rows", "epochs", "precision")
+FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="folder of the float model")
+    parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")
+    parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
+    parser.add_argument("--kind", choices=["trial", "final"], nargs="+", default=["trial", "final"])
+    parser.add_argument("--tasks", nargs="+", default=["cola", "stsb", "sst2"])
+    parser.add_argument("--methods", nargs="+", default=["full", "outliers", "random"])
+    parser.add_argument("--schemes", nargs="+", default=["w4", "w2"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=default_device().type)
+    parser.add_argument("--work", type=Path, required=True, help="folder that keeps models between calls")
+    arguments = parser.parse_args()
+    if arguments.device != default_device().type:
+        parser.error(f"this machine trains on {default_device().type}; hide or show its GPU to choose")
+    study = Study(arguments)
+    for method in arguments.methods:
+        for scheme in ["fp32"] if method == "full" else arguments.schemes:
+            if "trial" in arguments.kind and method != "ptq":
+                for task in SEARCHED:
+                    for rate in RATES[method]:
+                        study.trial(task, method, scheme, rate)
+            if "final" in arguments.kind:
+                for task in arguments.tasks:
+                    for seed in arguments.seeds:
+                        study.final(task, method, scheme, seed)
+
+
+class Study:
+    """One float model, and the runs on it that the results file lacks."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.work: Path = arguments.work
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.precision = "bf16" if use_bf16("auto", default_device()) else "fp32"
+
+    def trial(self, task: str, method: str, scheme: str, rate: float) -> None:
+        """Train on some rows at one rate, and score rows that are held out."""
+        data = held_out_data(task, self.arguments.data_dir)
+        row = self._row("trial", task, method, scheme, 0, rate, data, TRIAL_EPOCHS)
+        if not done(FILE, row, KEY):
+            self._run(row, data, self.work / "trial")
+
+    def final(self, task: str, method: str, scheme: str, seed: int) -> None:
+        """Train on all rows at the rate of the best trials, and score dev."""
+        data = task_data(task, self.arguments.data_dir)
+        rate = best_rate(read_rows(FILE), "full" if method == "ptq" else method, scheme)
+        row = self._row("final", task, method, scheme, seed, rate, data, EPOCHS[task])
+        output = self.work / f"{task}-{method}-{scheme}-{seed}"
+        if method == "ptq":
+            if not done(FILE, row, KEY):
+                self._quantize_after(row, data, output)
+        elif not done(FILE, row, KEY) or (method == "full" and not output.exists()):
+            self._run(row, data, output)
+
+    def _row(
+        self, kind: str, task: str, method: str, scheme: str, seed: int, rate: float, data: TaskData, epochs: int
+    ) -> Row:
+        return {
+            "kind": kind,
+            "model": self.arguments.name,
+            "task": task,
+            "metric": data.primary,
+            "method": method,
+            "scheme": scheme,
+            "seed": seed,
+            "rate": rate,
+            "options": {"budget": BUDGET} if method in ("lora", "loftq") else {},
+            "epochs": epochs,
+            "rows": len(data.train),
+            "precision": self.precision,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
+
+    def _run(self, row: Row, data: TaskData, output: Path) -> None:
+        """Train, and add the row; only models that later rows need are kept."""
+        method, scheme = row["method"], row["scheme"]
+        options = lowbit.TuneOptions(
+            epochs=row["epochs"],
+            seed=row["seed"],
+            learning_rate=row["rate"],
+            recipe=lowbit.Recipe.parse(scheme if scheme != "fp32" else "w4"),
+            save_steps=0,
+            cache="none" if method in FROM_FLOAT else self.precision,
+            **row["options"],
+        )
+        if method.endswith("-kd"):
+            teacher = self._full(row["task"], row["seed"])
+            options = dataclasses.replace(options, teacher=teacher)
+        if method == "loftq":
+            options = dataclasses.replace(options, float_model=Path(self.arguments.model))
+        start = Path(self.arguments.model) if method in FROM_FLOAT else self._backbone(scheme)
+        remove(output)
+        result = lowbit.tune(start, output, data, method=method.removesuffix("-kd"), options=options)
+        bits = 32.0 if method == "full" else measure(output if method in FROM_FLOAT else start).effective_bits
+        append(
+            FILE,
+            row
+            | {
+                "score": result.score,
+                "trained_share": round(result.trained_share, 6),
+                "trained": result.trained,
+                "seconds": round(result.seconds, 1),
+                "effective_bits": round(bits, 4),
+            },
+        )
+        if method != "full" or row["kind"] == "trial":
+            remove(output)
+
+    def _quantize_after(self, row: Row, data: TaskData, output: Path) -> None:
+        """PTQ of the fully fine-tuned model."""
+        start = time.perf_counter()
+        full = self._full(row["task"], row["seed"])
+        remove(output)
+        lowbit.quantize(full, row["scheme"], output=output)
+        scores = score_model(load(output), load_tokenizer(output), data, max_length=128, precision="auto")
+        extra = {"score": next(iter(scores.values()))[data.primary], "trained_share": 0.0, "trained": {}}
+        seconds = round(time.perf_counter() - start, 1)
+        append(FILE, row | extra | {"seconds": seconds, "effective_bits": round(measure(output).effective_bits, 4)})
+        remove(output)
+
+    def _full(self, task: str, seed: int) -> Path:
+        """The fully fine-tuned model of a task, made where it is not there."""
+        output = self.work / f"{task}-full-fp32-{seed}"
+        if not output.exists():
+            self.final(task, "full", "fp32", seed)
+        return output
+
+    def _backbone(self, scheme: str) -> Path:
+        """The one backbone of a scheme."""
+        output = self.work / f"backbone-{scheme}"
+        if not output.exists():
+            lowbit.quantize(self.arguments.model, scheme, output=output)
+        return output
+
+
+def task_data(task: str, data_dir: str | None) -> TaskData:
+    """The training rows of a final run, the same ones for every seed, and dev."""
+    return glue_data(task, data_dir, train_rows=TRAIN_ROWS.get(task), splits=SPLITS.get(task), seed=0)
+
+
+def held_out_data(task: str, data_dir: str | None) -> TaskData:
+    """Training rows of a trial, with a tenth of all training rows to score instead of dev."""
+    data = task_data(task, data_dir)
+    kept, held_out = data.training_rows().split(HELD_OUT, 0)
+    return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS, 0), evaluations={"held out": held_out})
+
+
+def best_rate(rows: list[Row], method: str, scheme: str) -> float:
+    """The rate whose trials have the best mean score over the searched tasks; all of them must be there."""
+    scheme = "fp32" if method == "full" else scheme
+    trials = [r for r in rows if r["kind"] == "trial" and r["method"] == method and r["scheme"] == scheme]
+    means = {}
+    for rate in RATES[method]:
+        scores = {r["task"]: r["score"] for r in trials if r["rate"] == rate}
+        if set(scores) != set(SEARCHED):
+            raise SystemExit(f"{method} {scheme}: the trials at {rate:g} are incomplete; run them with --kind trial")
+        means[rate] = statistics.mean(scores.values())
+    return max(means, key=means.__getitem__)
+
+
+def remove(folder: Path) -> None:
+    """Delete a model folder that this study has written."""
+    if folder.exists():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The methods of fine-tuning behind one trainer, by name."""
+
+from lowbit.tuning.methods.base import Method, Prepared
+from lowbit.tuning.methods.sparse import Biases, Outliers, Random, Scales
+from lowbit.tuning.methods.whole import Full, PostTraining
+
+METHODS: dict[str, type[Method]] = {
+    "outliers": Outliers,
+    "random": Random,
+    "scales": Scales,
+    "bitfit": Biases,
+    "full": Full,
+    "ptq": PostTraining,
+}
+
+__all__ = ["METHODS", "Method", "Prepared"]

@@ -1,0 +1,125 @@
+"""Methods whose result is a task adapter: few values of a frozen backbone, and the head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from lowbit.adapter import AdapterInfo, adapter_target, model_fingerprint, write_adapter
+from lowbit.arch import relative_name
+from lowbit.checkpoint import hub_id
+from lowbit.nn import QuantLinear, rows_of
+from lowbit.tuning.methods.base import Batch, Method, Prepared, budget_left
+from lowbit.tuning.positions import Positions, choose_positions, dense_gradients
+from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare, quant_linears, train_positions
+
+# Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
+_LEARNING_RATE = 1e-2
+_REST_LEARNING_RATE = 5e-4
+
+
+class Outliers(Method):
+    """PreQuant's stage 2: outlier values and head, with norms, biases and step sizes along by choice."""
+
+    from_backbone = True
+    main: ClassVar[str] = "outliers"  # the group that the learning rate is for
+    learning_rate: ClassVar[float] = _LEARNING_RATE
+
+    def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
+        """Choose the positions, then freeze everything else."""
+        self._fingerprint = model_fingerprint(self.model)
+        self._positions: Positions = {}
+        model, options = self.model, self.options
+        needs_gradients = self.main == "outliers" and options.positions in ("gradient", "mix")
+        gradients = dense_gradients(model, first_batch()) if needs_gradients else {}
+        self._names = self._freeze()
+        trained = {group: sum(adapter_target(model, n).numel() for n in found) for group, found in self._names.items()}
+        if self.main == "outliers":
+            self._positions = self._choose(trained, gradients)
+            trained["outliers"] = sum(found.numel() for found in self._positions.values()) or trained["outliers"]
+            train_positions(model, self._positions, options.initial)
+        else:
+            budget_left(options, linear_weights(model), trained)
+        cache_weights(model, options.cache)
+        return Prepared(model, trained, self._groups())
+
+    def _choose(self, trained: Mapping[str, int], gradients: Mapping[str, torch.Tensor]) -> Positions:
+        """The positions by module; none where they are the backbone's own."""
+        options, linears = self.options, quant_linears(self.model)
+        left = budget_left(options, linear_weights(self.model), {**trained, "outliers": 0})
+        if options.positions == "backbone" and (left is None or left >= trained["outliers"]):
+            return {}
+        return choose_positions(linears, options.positions, _counts(linears, left), options.seed, gradients)
+
+    def _freeze(self) -> dict[str, list[str]]:
+        options = self.options
+        return prepare(self.model, norms=options.norms, biases=options.biases, scales=options.scales)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """AdamW's groups: what the method is about, one for each rate, and the rest."""
+        model, options = self.model, self.options
+        rate = options.learning_rate or self.learning_rate
+        main = [adapter_target(model, name) for name in self._names[self.main]]
+        rest = [
+            adapter_target(model, name) for group, found in self._names.items() if group != self.main for name in found
+        ]
+        groups = [{"params": main, "lr": rate}]
+        if options.rate_by_step:
+            steps = [float(module.scale.float().mean()) for module in quant_linears(model).values()]
+            mean = sum(steps) / len(steps)
+            groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
+        return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
+
+    def write(self, output: Path, fields: Mapping[str, Any]) -> None:
+        """Write the adapter; positions other than the backbone's go with the values."""
+        cache_weights(self.model, "none")
+        finish(self.model)
+        tensors = {n: adapter_target(self.model, n).detach() for found in self._names.values() for n in found}
+        for path, positions in self._positions.items():
+            module = self.model.get_submodule(path)
+            assert isinstance(module, QuantLinear)
+            name = relative_name(self.model, path)
+            tensors |= {f"{name}.{part}": rows for part, rows in rows_of(module, positions).items()}
+        info = AdapterInfo(fingerprint=self._fingerprint, backbone=hub_id(self.folder), **fields)
+        write_adapter(output, info, tensors)
+
+
+class Random(Outliers):
+    """The same with random positions, as many as the backbone has outliers or the budget allows."""
+
+    def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
+        """Draw the positions with the seed, then freeze everything else."""
+        self.options = dataclasses.replace(self.options, positions="random")
+        return super().prepare(first_batch)
+
+
+class Scales(Outliers):
+    """Step sizes and head only: PEQA (Kim et al. 2023, arXiv 2305.14152)."""
+
+    main = "scales"
+    learning_rate = 1e-4
+
+    def _freeze(self) -> dict[str, list[str]]:
+        return prepare(self.model, outliers=False, norms=False, biases=False, scales=True)
+
+
+class Biases(Outliers):
+    """Biases of the block linears, and the head: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
+
+    main = "biases"
+    learning_rate = 1e-3
+
+    def _freeze(self) -> dict[str, list[str]]:
+        return prepare(self.model, outliers=False, norms=False)
+
+
+def _counts(linears: Mapping[str, QuantLinear], limit: int | None) -> dict[str, int]:
+    """Positions of each module: the budget shared by size, or as many as the module has outliers."""
+    if limit is None:
+        return {path: module.tensor.outlier_count for path, module in linears.items()}
+    sizes = {path: module.shape[0] * module.shape[1] for path, module in linears.items()}
+    return {path: limit * size // sum(sizes.values()) for path, size in sizes.items()}

@@ -1,0 +1,178 @@
+"""The baselines: what each trains, that it learns, and that its result is stored and loaded as it was trained."""
+
+import pytest
+import torch
+
+import lowbit
+from lowbit.adapter import apply_adapter, read_adapter, remove_adapter
+from lowbit.errors import AdapterError
+from lowbit.nn import SPARSE, QuantLinear
+from lowbit.tuning import METHODS
+from tests.tiny import options, toy_data
+
+WEIGHTS = 8 * 1024 + 4 * 1536  # of the block linears
+OUTLIERS = 2 * (4 * 20 + 2 * 31)
+BESIDE = {"norms": 5 * 64, "biases": 2 * (5 * 32 + 48)}
+HEAD = 33 * 32 + 33 * 2
+
+
+def tune(tiny, output, method="outliers", **changes):
+    return lowbit.tune(tiny.backbone("bert"), output, toy_data(), method=method, options=options(**changes))
+
+
+def payload(model):
+    return {n: b.clone() for n, b in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"),
+    [
+        ("random", {"outliers": OUTLIERS, **BESIDE, "scales": 0}),
+        ("scales", {"outliers": 0, "norms": 0, "biases": 0, "scales": 2 * (5 * 32 + 48)}),
+        ("bitfit", {"outliers": 0, "norms": 0, "biases": 2 * (5 * 32 + 48), "scales": 0}),
+    ],
+)
+def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
+    result = tune(tiny, tmp_path / "out", method, learning_rate=0.05)
+    assert result.trained == {**trained, "head": HEAD}
+    assert result.trained_share == pytest.approx(sum(trained.values()) / WEIGHTS)
+    plain = lowbit.load(tiny.backbone("bert"))
+    tuned = lowbit.load(tiny.backbone("bert"), result.path)
+    parts = {name.rpartition(".")[2] for name in read_adapter(result.path)[1] if ".layer." in name}
+    assert (
+        parts
+        == {
+            "random": {*SPARSE, "bias", "weight"},
+            "scales": {"scale"},
+            "bitfit": {"bias"},
+        }[method]
+    )
+    name = "encoder.layer.0.output.dense"
+    before, after = plain.get_submodule(name), tuned.bert.get_submodule(name)
+    assert torch.equal(before.codes, after.codes)
+    assert torch.equal(before.scale, after.scale) == (method != "scales")
+    assert torch.equal(before.weight, after.weight) == (method == "bitfit")
+    assert not torch.equal(before.bias, after.bias) or method == "scales"
+
+
+def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        tensors = read_adapter(tune(tiny, tmp_path / str(number), "random", seed=seed).path)[1]
+        found.append(tensors["encoder.layer.0.output.dense.outlier_col"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("rule", ["random", "gradient", "mix"])
+def test_only_the_chosen_positions_move(tiny, tmp_path, rule):
+    result = tune(tiny, tmp_path / "out", positions=rule, learning_rate=0.05)
+    assert result.trained["outliers"] == OUTLIERS
+    plain = lowbit.load(tiny.backbone("bert"))
+    tuned = lowbit.load(tiny.backbone("bert"), result.path)
+    tensors = read_adapter(result.path)[1]
+    linears = [name for name, module in plain.named_modules() if isinstance(module, QuantLinear)]
+    for name in linears:
+        before, after = plain.get_submodule(name), tuned.bert.get_submodule(name)
+        count = tensors[f"{name}.outlier_value"].numel()
+        moved = (before.weight != after.weight).flatten().nonzero().view(-1)
+        own = before.tensor.outlier_positions()
+        assert 0 < moved.numel() <= count == own.numel()
+        union = after.tensor.outlier_positions()
+        assert torch.isin(moved, union).all()
+        assert union.numel() == torch.cat([own, moved]).unique().numel()  # each chosen value has moved
+        assert not torch.equal(union, own)
+
+
+def test_a_backbone_is_as_before_after_an_adapter_with_positions(tiny, tmp_path):
+    first = tune(tiny, tmp_path / "first", "random", learning_rate=0.05).path
+    second = tune(tiny, tmp_path / "second", learning_rate=0.05).path
+    model = lowbit.load(tiny.backbone("bert"), first)
+    with_first = payload(model)
+    apply_adapter(model, second)
+    with_second = payload(model)
+    remove_adapter(model)
+    plain = payload(model)
+    reference = lowbit.load(tiny.backbone("bert"), second)
+    assert payload(reference).keys() == with_second.keys()
+    assert all(torch.equal(value, with_second[name]) for name, value in payload(reference).items())
+    backbone = lowbit.load(tiny.backbone("bert")).state_dict()
+    assert all(torch.equal(value, plain[f"bert.{name}"]) for name, value in backbone.items())
+    apply_adapter(model, first)
+    assert all(torch.equal(value, with_first[name]) for name, value in payload(model).items())
+
+
+def test_positions_are_merged_exactly(tiny, tmp_path):
+    path = tune(tiny, tmp_path / "out", "random", learning_rate=0.05).path
+    merged = lowbit.load(lowbit.merge(tiny.backbone("bert"), path, tmp_path / "merged"))
+    adapted = lowbit.load(tiny.backbone("bert"), path)
+    for name, module in adapted.named_modules():
+        if isinstance(module, QuantLinear):
+            assert torch.equal(module.weight, merged.get_submodule(name).weight)
+    lowbit.verify(tmp_path / "merged")
+
+
+def test_a_budget_counts_everything_but_the_head(tiny, tmp_path):
+    beside = sum(BESIDE.values())
+    budget = (beside + 100) / WEIGHTS
+    for method in ("outliers", "random"):
+        result = tune(tiny, tmp_path / method, method, budget=budget)
+        assert 80 <= result.trained["outliers"] <= 100
+        assert result.trained_share <= budget
+    small = read_adapter(tmp_path / "outliers")[1]["encoder.layer.0.output.dense.outlier_col"]
+    own = lowbit.load(tiny.backbone("bert")).get_submodule("encoder.layer.0.output.dense").outlier_col
+    assert set(small.tolist()) < set(own.tolist())
+    assert tune(tiny, tmp_path / "all", budget=1.0).trained["outliers"] == OUTLIERS
+
+
+def test_a_budget_can_take_more_positions_than_the_backbone_has(tiny, tmp_path):
+    result = tune(tiny, tmp_path / "out", "random", budget=0.2)
+    assert 0.99 * 0.2 <= result.trained_share <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("method", "shares"),
+    [("outliers", "norms 2.23 %, biases 2.90 %"), ("scales", "scales 2.90 %"), ("bitfit", "biases")],
+)
+def test_a_budget_that_is_too_small_is_refused(tiny, tmp_path, method, shares):
+    with pytest.raises(AdapterError, match=f"a budget of 0.5 % of the weights is too small for {shares}"):
+        tune(tiny, tmp_path / "out", method, budget=0.005)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_can_start_from_the_grid(tiny, tmp_path):
+    result = tune(tiny, tmp_path / "out", initial="decoded", learning_rate=1e-8)
+    module = lowbit.load(tiny.backbone("bert"), result.path).bert.get_submodule("encoder.layer.0.output.dense")
+    decoded = module.tensor.dequantize_dense()
+    assert torch.allclose(module.weight, decoded, atol=1e-3)
+    stored = lowbit.load(tiny.backbone("bert")).get_submodule("encoder.layer.0.output.dense")
+    assert not torch.allclose(stored.weight, decoded, atol=1e-3)
+
+
+def test_rates_go_by_the_step_sizes(tiny, monkeypatch, tmp_path):
+    from lowbit.tuning import trainer
+
+    rates = []
+    original = trainer.train
+
+    def train(model, features, groups, *rest, **settings):
+        rates.extend(group["lr"] for group in groups)
+        return original(model, features, groups, *rest, **settings)
+
+    monkeypatch.setattr(trainer, "train", train)
+    tune(tiny, tmp_path / "out", rate_by_step=True, learning_rate=1e-3)
+    linears = [m for m in lowbit.load(tiny.backbone("bert")).modules() if isinstance(m, QuantLinear)]
+    steps = torch.stack([module.scale.mean() for module in linears])
+    assert rates[:-1] == pytest.approx((1e-3 * steps / steps.mean()).tolist())
+    assert len(set(rates)) > 2
+
+
+def test_every_method_learns(tiny, tmp_path):
+    import dataclasses
+
+    data = dataclasses.replace(toy_data(), evaluations={"train": toy_data().train})
+    for method in METHODS:
+        start = tiny.backbone("gpt2") if METHODS[method].from_backbone else tiny.model("gpt2")
+        rate = 0.02 if METHODS[method].from_backbone else 3e-3
+        chosen = options(epochs=10, learning_rate=rate, head_learning_rate=0.02)
+        assert lowbit.tune(start, tmp_path / method, data, method=method, options=chosen).score > 0.8, method
