@@ -1,9 +1,9 @@
 """Quality of stage 2 beside every baseline, on real GLUE tasks, and the learning rates that each of them was given.
 
 Two kinds of rows go to benchmarks/results/tuning_quality.jsonl. A `trial` trains on some of the training rows and is
-scored on a tenth of them that is held out; it never reads dev. A `final` trains on all rows at the rate whose trials were
-best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows
-in the same order and the same schedule. Rows that are there already are not made again.
+scored on a tenth of them that is held out; it never reads dev. A `final` trains on all rows at the rate whose trials
+were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
+the same order and the same schedule. Rows that are there already are not made again.
 
     LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --model /path/to/MiniLM --work /tmp/models
 """

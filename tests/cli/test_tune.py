@@ -7,7 +7,7 @@ import lowbit
 from lowbit import TuneOptions
 from lowbit.data import text_data
 from lowbit.recipe import Recipe
-from lowbit.tuning import TuneResult
+from lowbit.tuning import METHODS, TuneResult
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def test_defaults_are_those_of_the_function(run, calls, table):
 def test_every_option_is_passed_on(run, calls, table):
     flags = "--method ptq --scheme w3 --epochs 0.5 --batch-size 4 --learning-rate 0.1 --head-learning-rate 0.2"
     flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
-    flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20"
+    flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20 --budget 0.5% --positions gradient"
+    flags += " --initial decoded --rate-by-step --rank 3 --teacher there --float-model here --warmup 0.2"
+    flags += " --schedule cosine --cache fp32 --checkpointing"
     assert run("tune", "model", "-o", "out", *table, *flags.split()).exit_code == 0
     ((_, _, data, method, options),) = calls
     assert (method, len(data.train)) == ("ptq", 6)
@@ -58,6 +60,17 @@ def test_every_option_is_passed_on(run, calls, table):
         accumulate=2,
         hold_out=0.25,
         patience=3,
+        budget=0.005,
+        positions="gradient",
+        initial="decoded",
+        rate_by_step=True,
+        rank=3,
+        teacher=Path("there"),
+        float_model=Path("here"),
+        warmup=0.2,
+        schedule="cosine",
+        cache="fp32",
+        checkpointing=True,
         save_steps=20,
         recipe=Recipe.parse("w3"),
     )
@@ -127,3 +140,23 @@ def test_rows_and_plain_text_are_not_mixed(run, calls, arguments, message):
     result = run("tune", "backbone", "-o", "out", *arguments, env={"COLUMNS": "160"})
     assert (result.exit_code, calls) == (2, [])
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.02", 0.02), ("100%", 1.0)])
+def test_a_budget_is_a_share_or_in_percent(run, calls, table, text, share):
+    assert run("tune", "backbone", "-o", "out", *table, "--budget", text).exit_code == 0
+    assert calls[0][4].budget == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("text", "message"), [("much", "as 0.5% or 0.005"), ("0", "above 0"), ("150%", "up to 1")])
+def test_other_budgets_are_refused(run, calls, table, text, message):
+    result = run("tune", "backbone", "-o", "out", *table, "--budget", text)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert calls == []
+
+
+def test_every_method_can_be_chosen(run, calls, table):
+    for method in METHODS:
+        assert run("tune", "model", "-o", "out", *table, "--method", method).exit_code == 0
+    assert [call[3] for call in calls] == list(METHODS)

@@ -33,8 +33,12 @@ def tune(
     label: options.LabelColumn = None,
     regression: Annotated[bool, typer.Option("--regression", help="Labels are numbers.")] = False,
     method: Annotated[
-        Literal["outliers", "full", "ptq"],
-        typer.Option("--method", help="outliers: the adapter of a backbone; full: all weights; ptq: full, then w4."),
+        Literal["outliers", "random", "scales", "bitfit", "lora", "loftq", "full", "ptq", "qat"],
+        typer.Option(
+            "--method",
+            help="Of a backbone: outliers, or random positions, step sizes, biases, low-rank factors; of a float "
+            "model: full, ptq (full, then quantized), qat (quantized while it is trained).",
+        ),
     ] = "outliers",
     scheme: options.SchemeText = None,
     epochs: Annotated[float, typer.Option("--epochs")] = 3,
@@ -53,6 +57,40 @@ def tune(
     norms: Annotated[bool, typer.Option("--norms/--no-norms", help="Train the norms too.")] = True,
     biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Train the biases too.")] = True,
     scales: Annotated[bool, typer.Option("--scales/--no-scales", help="Train the step sizes too.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget", help="Train at most this share of the block weights, as 0.5%; the head is not counted."
+        ),
+    ] = None,
+    positions: Annotated[
+        Literal["backbone", "random", "gradient", "mix"],
+        typer.Option("--positions", help="Weights to train: the backbone's outliers, or others of the same number."),
+    ] = "backbone",
+    initial: Annotated[
+        Literal["stored", "decoded"], typer.Option("--initial", help="Start values as stored, or from the grid.")
+    ] = "stored",
+    rate_by_step: Annotated[
+        bool, typer.Option("--rate-by-step", help="Let the rate of each matrix go by its step sizes.")
+    ] = False,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of lora and loftq without a budget.")] = 8,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="DIR", help="Fine-tuned float model to learn from, too.")
+    ] = None,
+    float_model: Annotated[
+        Path | None, typer.Option("--float-model", metavar="DIR", help="What the backbone was made of, for loftq.")
+    ] = None,
+    warmup: Annotated[float, typer.Option("--warmup", help="Part of the steps in which the rates rise.")] = 0.06,
+    schedule: Annotated[
+        Literal["linear", "cosine", "constant"], typer.Option("--schedule", help="How the rates fall afterwards.")
+    ] = "linear",
+    cache: Annotated[
+        Literal["none", "bf16", "fp32"],
+        typer.Option("--cache", help="Keep decoded weights in the precision of the run: faster, more memory."),
+    ] = "none",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations twice: slower, less memory.")
+    ] = False,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
     ] = "auto",
@@ -69,16 +107,16 @@ def tune(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Stage 2: fine-tune the outliers and the head for one task; the score is that of the result on disk.
+    """Stage 2: fine-tune the outliers and the head for one task, or a baseline; the score is that of the result.
 
     The task is one of GLUE, your own rows with labels, or a causal language model on plain text.
 
     A run that was stopped goes on where it last saved its state when the same command is given again.
     """
-    from lowbit.tuning import is_first
+    from lowbit.tuning import METHODS, is_first
 
-    if method != "ptq":
-        options.forbid({"--scheme": scheme}, "is for --method ptq; a backbone has its scheme already")
+    if method not in ("ptq", "qat"):
+        options.forbid({"--scheme": scheme}, "is for --method ptq and qat; a backbone has its scheme already")
     columns = {"text": text, "text_pair": text_pair, "label": label}
     rows: dict[str, Any] = {
         "--task": task,
@@ -109,6 +147,17 @@ def tune(
         norms=norms,
         biases=biases,
         scales=scales,
+        budget=_share(budget),
+        positions=positions,
+        initial=initial,
+        rate_by_step=rate_by_step,
+        rank=rank,
+        teacher=teacher,
+        float_model=float_model,
+        warmup=warmup,
+        schedule=schedule,
+        cache=cache,
+        checkpointing=checkpointing,
         precision=precision,
         seed=seed,
         save_steps=save_steps,
@@ -128,5 +177,16 @@ def tune(
         f"trained: {cell(result.trained)}; without the head {100 * result.trained_share:.2f} % of the block weights"
     )
     typer.echo(f"{result.path} written in {result.seconds:.1f} s, {result.rows} training rows, {result.steps} steps")
-    use = f"{model} --adapter {result.path}" if method == "outliers" else f"{result.path}"
+    use = f"{model} --adapter {result.path}" if METHODS[method].from_backbone else f"{result.path}"
     typer.echo(f"next: {options.use_of(use, is_text=train_text is not None)}")
+
+
+def _share(budget: str | None) -> float | None:
+    """A share given as a number or in percent."""
+    if budget is None:
+        return None
+    number, percent = budget.removesuffix("%"), budget.endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError as error:
+        raise typer.BadParameter(f"--budget is a share, as 0.5% or 0.005, not {budget!r}") from error
