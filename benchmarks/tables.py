@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import untuned_tables  # noqa: F401  # registers its tables
+import quality_tables  # noqa: F401  # registers its tables, as do the others
+import untuned_tables  # noqa: F401
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
 from rows import Row, RowError, read_rows
 

@@ -1,7 +1,8 @@
 """Quality of stage 2 beside every baseline, on real GLUE tasks, and the learning rates that each of them was given.
 
-Two kinds of rows go to benchmarks/results/tuning_quality.jsonl. A `trial` trains on some of the training rows and is
-scored on a tenth of them that is held out; it never reads dev. A `final` trains on all rows at the rate whose trials
+Three kinds of rows go to benchmarks/results/tuning_quality.jsonl. A `trial` trains on some of the training rows and is
+scored on a tenth of them that is held out; it never reads dev. An `option` is a trial of ours with one option changed,
+at the best rate without it. A `final` trains on all rows at the rate whose trials
 were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
 the same order and the same schedule. Rows that are there already are not made again.
 
@@ -29,7 +30,8 @@ SEARCHED = ("sst2", "stsb")  # the tasks on which rates are chosen; the others t
 EPOCHS = {"cola": 3, "stsb": 3, "sst2": 2, "qnli": 2, "qqp": 2, "mnli": 2}
 TRAIN_ROWS = {"sst2": 12_000}
 SPLITS = {"mnli": ["dev_matched"]}
-TRIAL_ROWS, TRIAL_EPOCHS, HELD_OUT = 2_000, 2, 0.1
+TRIAL_ROWS = {"sst2": 2_000, "stsb": 1_000}  # about as many tokens
+TRIAL_EPOCHS, HELD_OUT = 2, 0.1
 # Three rates for each method, a factor of three or so apart.
 RATES = {
     "full": (2e-5, 5e-5, 1.5e-4),
@@ -43,6 +45,28 @@ RATES = {
     "qat-kd": (2e-5, 5e-5, 1.5e-4),
     "outliers-kd": (3e-3, 1e-2, 3e-2),
 }
+# What is changed for a trial of an option: fields of TuneOptions, and of the backbone's scheme.
+OPTIONS: dict[str, tuple[Row, Row]] = {
+    "as it is": ({}, {}),
+    "outliers and head only": ({"norms": False, "biases": False}, {}),
+    "step sizes along": ({"scales": True}, {}),
+    "positions: random": ({"positions": "random"}, {}),
+    "positions: first gradient": ({"positions": "gradient"}, {}),
+    "positions: mixed": ({"positions": "mix"}, {}),
+    "positions: Gaussian tail": ({}, {"rule": "tail"}),
+    "positions: magnitude": ({}, {"rule": "magnitude"}),
+    "spread over the model": ({}, {"spread": "model"}),
+    "start from the grid": ({"initial": "decoded"}, {}),
+    "rate by step size": ({"rate_by_step": True}, {}),
+    "cosine": ({"schedule": "cosine"}, {}),
+    "constant rate": ({"schedule": "constant"}, {}),
+    "longer warm-up": ({"warmup": 0.2}, {}),
+    "other rate of the rest x 3": ({"head_learning_rate": 1.5e-3}, {}),
+    "other rate of the rest x 10": ({"head_learning_rate": 5e-3}, {}),
+    "1 % outliers": ({}, {"share": 0.01}),
+    "gptq": ({}, {"strategy": "gptq"}),
+    "full levels": ({}, {"levels": "full"}),
+}
 BUDGET = 0.0079  # 0.5 % outliers, and the norms and biases of MiniLM
 KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "options", "rows", "epochs", "precision")
 FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
@@ -54,7 +78,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of the float model")
     parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")
     parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
-    parser.add_argument("--kind", choices=["trial", "final"], nargs="+", default=["trial", "final"])
+    parser.add_argument("--kind", choices=["trial", "option", "final"], nargs="+", default=["trial", "final"])
     parser.add_argument("--tasks", nargs="+", default=["cola", "stsb", "sst2"])
     parser.add_argument("--methods", nargs="+", default=["full", "outliers", "random"])
     parser.add_argument("--schemes", nargs="+", default=["w4", "w2"])
@@ -71,6 +95,10 @@ def main() -> None:
                 for task in SEARCHED:
                     for rate in RATES[method]:
                         study.trial(task, method, scheme, rate)
+            if "option" in arguments.kind and method == "outliers":
+                for name in OPTIONS:
+                    for task in SEARCHED:
+                        study.option(task, scheme, name)
             if "final" in arguments.kind:
                 for task in arguments.tasks:
                     for seed in arguments.seeds:
@@ -91,6 +119,16 @@ class Study:
         data = held_out_data(task, self.arguments.data_dir)
         row = self._row("trial", task, method, scheme, 0, rate, data, TRIAL_EPOCHS)
         if not done(FILE, row, KEY):
+            self._run(row, data, self.work / "trial")
+
+    def option(self, task: str, scheme: str, name: str) -> None:
+        """A trial of ours with one option changed."""
+        data = held_out_data(task, self.arguments.data_dir)
+        rate = best_rate(read_rows(FILE), "outliers", scheme)
+        row = self._row("option", task, "outliers", scheme, 0, rate, data, TRIAL_EPOCHS)
+        row["options"], changes = OPTIONS[name]
+        row |= {"option": name, "backbone": changes}
+        if not done(FILE, row, (*KEY, "option")):
             self._run(row, data, self.work / "trial")
 
     def final(self, task: str, method: str, scheme: str, seed: int) -> None:
@@ -141,7 +179,8 @@ class Study:
             options = dataclasses.replace(options, teacher=teacher)
         if method == "loftq":
             options = dataclasses.replace(options, float_model=Path(self.arguments.model))
-        start = Path(self.arguments.model) if method in FROM_FLOAT else self._backbone(scheme)
+        changes = row.get("backbone", {})
+        start = Path(self.arguments.model) if method in FROM_FLOAT else self._backbone(scheme, changes)
         remove(output)
         result = lowbit.tune(start, output, data, method=method.removesuffix("-kd"), options=options)
         bits = 32.0 if method == "full" else measure(output if method in FROM_FLOAT else start).effective_bits
@@ -178,10 +217,14 @@ class Study:
             self.final(task, "full", "fp32", seed)
         return output
 
-    def _backbone(self, scheme: str) -> Path:
-        """The one backbone of a scheme."""
-        output = self.work / f"backbone-{scheme}"
+    def _backbone(self, text: str, changes: Row) -> Path:
+        """The one backbone of a scheme with changes."""
+        output = self.work / "-".join(["backbone", text, *map(str, changes.values())])
         if not output.exists():
+            scheme = lowbit.Scheme.parse(text)
+            rule = {name: value for name, value in changes.items() if name in ("rule", "share", "spread")}
+            rest = {name: value for name, value in changes.items() if name not in rule}
+            scheme = dataclasses.replace(scheme, outliers=dataclasses.replace(scheme.outliers, **rule), **rest)
             lowbit.quantize(self.arguments.model, scheme, output=output)
         return output
 
@@ -195,7 +238,7 @@ def held_out_data(task: str, data_dir: str | None) -> TaskData:
     """Training rows of a trial, with a tenth of all training rows to score instead of dev."""
     data = task_data(task, data_dir)
     kept, held_out = data.training_rows().split(HELD_OUT, 0)
-    return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS, 0), evaluations={"held out": held_out})
+    return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS[task], 0), evaluations={"held out": held_out})
 
 
 def best_rate(rows: list[Row], method: str, scheme: str) -> float:

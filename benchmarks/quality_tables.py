@@ -1,0 +1,113 @@
+"""Tables of stage 2 and its baselines: scores on dev, and the trials that chose the learning rates."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from markup import MISSING, markdown, newest, table
+from rows import Row, read_rows
+
+FILE = "tuning_quality.jsonl"
+MAIN_TASKS = ("cola", "stsb", "sst2")
+FROZEN_TASKS = ("qnli", "qqp", "mnli")
+METHODS = {
+    "full": "full fine-tuning",
+    "ptq": "PTQ after it",
+    "outliers": "outliers (ours)",
+    "outliers-kd": "outliers, teacher",
+    "random": "random positions",
+    "lora": "LoRA",
+    "loftq": "LoftQ",
+    "bitfit": "biases (BitFit)",
+    "scales": "step sizes (PEQA)",
+    "qat": "QAT (LSQ)",
+    "qat-kd": "QAT, teacher",
+}
+_KEY = ("model", "task", "method", "scheme", "seed")
+
+
+@table("tuning")
+def tuning(results: Path) -> str:
+    """One line per model, width and method on the tasks that the recipe was chosen for."""
+    return _scores(_finals(results), MAIN_TASKS)
+
+
+@table("frozen")
+def frozen(results: Path) -> str:
+    """The same on tasks that took the recipe as it was."""
+    return _scores(_finals(results), FROZEN_TASKS)
+
+
+@table("trials")
+def trials(results: Path) -> str:
+    """One line per method and width: the mean held-out score of each rate over the tasks it was tried on."""
+    found: dict[tuple[str, ...], dict[float, dict[str, float]]] = {}
+    for row in newest(_rows(results, "trial"), *_KEY, "rate"):
+        line = (row["model"], row["method"], row["scheme"])
+        found.setdefault(line, {}).setdefault(row["rate"], {})[row["task"]] = row["score"]
+    lines = []
+    for model, method, scheme in sorted(found, key=lambda line: (line[0], *_order(line[1], line[2]))):
+        rates = found[model, method, scheme]
+        cells = [f"{rate:g}: {statistics.fmean(rates[rate].values()):.3f}" for rate in sorted(rates)]
+        lines.append([model, METHODS[method], scheme, ", ".join(sorted(next(iter(rates.values())))), *cells])
+    width = max((len(line) for line in lines), default=4)
+    lines = [[*line, *[MISSING] * (width - len(line))] for line in lines]
+    headings = ["Model", "Method", "Bits", "Tasks", *(f"Rate {number}" for number in range(1, width - 3))]
+    return markdown(headings, lines, text_columns=4)
+
+
+def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+    """A table of scores in points by method and task, with the mean over the tasks and the distance to full."""
+    headings = ["Model", "Bits", "Method", "Trained", *tasks, "Mean", "To full"]
+    lines = []
+    groups = {(row["model"], row["method"], row["scheme"]) for row in rows if row["task"] in tasks}
+    for model, method, scheme in sorted(groups, key=lambda group: (group[0], *_order(group[1], group[2]))):
+        runs = {task: _runs(rows, model, task, method, scheme) for task in tasks}
+        full = {task: _runs(rows, model, task, "full", "fp32") for task in tasks}
+        differences = {
+            task: [runs[task][seed] - full[task][seed] for seed in sorted(runs[task].keys() & full[task].keys())]
+            for task in tasks
+        }
+        share = next(r for r in rows if (r["model"], r["method"], r["scheme"]) == (model, method, scheme))
+        whole = all(runs.values())
+        mean = f"{statistics.fmean(statistics.fmean(run.values()) for run in runs.values()):.1f}" if whole else MISSING
+        gap = MISSING
+        if method != "full" and all(differences.values()):
+            gap = f"{statistics.fmean(map(statistics.fmean, differences.values())):+.1f}"
+        trained = "all" if share["trained_share"] == 1 else f"{100 * share['trained_share']:.2f} %"
+        lines.append([model, scheme, METHODS[method], trained, *(spread(runs[t].values()) for t in tasks), mean, gap])
+    return markdown(headings, lines, text_columns=3)
+
+
+def spread(scores: Iterable[float]) -> str:
+    """Mean ± sample standard deviation, with the number of seeds."""
+    found = list(scores)
+    if not found:
+        return MISSING
+    if len(found) == 1:
+        return f"{found[0]:.1f} (n=1)"
+    return f"{statistics.fmean(found):.1f} ± {statistics.stdev(found):.1f} (n={len(found)})"
+
+
+def _runs(rows: Iterable[Row], model: str, task: str, method: str, scheme: str) -> dict[int, float]:
+    """Scores in points by seed."""
+    wanted = (model, task, method, scheme)
+    return {
+        row["seed"]: 100 * row["score"]
+        for row in rows
+        if (row["model"], row["task"], row["method"], row["scheme"]) == wanted
+    }
+
+
+def _finals(results: Path) -> list[Row]:
+    return newest(_rows(results, "final"), *_KEY)
+
+
+def _rows(results: Path, kind: str) -> list[Row]:
+    return [row for row in read_rows(results / FILE) if row["kind"] == kind]
+
+
+def _order(method: str, scheme: str) -> tuple[float, int]:
+    """Full fine-tuning first, then by width, most bits first."""
+    return (-math.inf if scheme == "fp32" else -float(scheme[1]), list(METHODS).index(method))
