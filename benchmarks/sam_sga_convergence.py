@@ -9,9 +9,11 @@ inequality with the square of the smallest non-zero singular value of ``A``. Wit
 
 is coercive, smooth and not convex, and its gradient is exact. Gradients of both players carry Gaussian noise.
 
-The theory bounds the mean over the iterates of |grad phi|^2 after T steps by O(1/sqrt(T)), for step sizes in T^-1/2 and
-rho in T^-1/4. So there is one run per horizon T, and the slope of log mean against log T must not exceed -1/2. Three
-controls must: without ascent, with the ascent reversed, and with a large rho that does not depend on T.
+ZSAQ's theory (arXiv 2310.13315) promises a rate of O(1/sqrt(T)) for such problems; here, for the mean over the iterates
+of |grad phi|^2. Both step sizes go with T^-1/2. A perturbation can bias |grad phi|^2 by order rho^2, so T^-1/4 is the
+slowest fall of rho that leaves the rate alone in any case. There is one run per horizon T, and the slope of log mean
+against log T must not exceed -1/2. Three controls must: without ascent, with the ascent reversed, and with a large rho
+that does not depend on T. A small one that does not shows how much of that worst case is met here.
 
 The steps are those of ``lowbit.zeroshot.SamSga``, written for all seeds at once; the tests hold the two together.
 """
@@ -28,7 +30,7 @@ FILE = RESULTS / "sam_sga.jsonl"
 HORIZONS = tuple(2**power for power in range(9, 17))
 SEEDS = 32
 DESCENT, ASCENT, RHO = 0.5, 2.0, 0.5  # step sizes times T^1/2, rho times T^1/4
-LARGE_RHO = 1.0  # the distance of a well of the cosine to the next top, which SAM cannot see then
+FIXED_RHO = {"small fixed rho": 0.1, "large fixed rho": 1.0}  # from a well of the cosine to the next top it is pi / 3
 NOISE = 0.5  # standard deviation in each coordinate
 START = 3.0  # standard deviation of where x starts; y starts at 0
 CHUNK = 1_024  # steps whose noise is drawn at once
@@ -79,14 +81,14 @@ class Rates:
     rho: float
 
 
-METHODS = ("SAM-SGA", "SGDA", "no ascent", "reversed ascent", "large fixed rho")
-MEETING, FAILING = METHODS[:2], METHODS[2:]
+MEETING = ("SAM-SGA", "SGDA", "small fixed rho")
+METHODS = (*MEETING, "no ascent", "reversed ascent", "large fixed rho")
 
 
 def rates(method: str, horizon: int) -> Rates:
     """What a method uses for a run of so many steps."""
     ascent = {"no ascent": 0.0, "reversed ascent": -ASCENT}.get(method, ASCENT)
-    rho = {"SGDA": 0.0, "large fixed rho": LARGE_RHO}.get(method, RHO * horizon**-0.25)
+    rho = {"SGDA": 0.0, **FIXED_RHO}.get(method, RHO * horizon**-0.25)
     return Rates(DESCENT * horizon**-0.5, ascent * horizon**-0.5, rho)
 
 

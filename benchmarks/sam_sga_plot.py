@@ -13,6 +13,7 @@ FILE = Path(__file__).resolve().parent.parent / "docs" / "images" / "sam_sga.svg
 COLORS = {
     "SAM-SGA": "#0072b2",
     "SGDA": "#e69f00",
+    "small fixed rho": "#009e73",
     "no ascent": "#cc79a7",
     "large fixed rho": "#d55e00",
     "reversed ascent": "#666666",
