@@ -33,7 +33,8 @@ def plot(rows: list[Row]) -> str:
     """The SVG of one row per method; all rows have the same horizons."""
     horizons, found = rows[0]["horizons"], {row["method"]: row for row in rows}
     parts = [*_frame(horizons), _bound(horizons, found["SAM-SGA"]["means"])]
-    for number, (method, color) in enumerate((name, color) for name, color in COLORS.items() if name in found):
+    drawn = [(method, color) for method, color in COLORS.items() if method in found]
+    for number, (method, color) in reversed(list(enumerate(drawn))):  # the first one lies on top
         points = [
             _place(horizons, horizon, mean)
             for horizon, mean in zip(horizons, found[method]["means"], strict=True)
