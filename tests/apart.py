@@ -8,8 +8,8 @@ import signal
 import socket
 
 # A server that has imported everything once and has run nothing: its forks are clean and start at once.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lowbit.tuning.trainer", "transformers.models.bert.modeling_bert"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lowbit.tuning.trainer", "transformers.models.bert.modeling_bert"])
 
 
 def tune_apart(*arguments, processes=1, kill=None, **settings):
@@ -20,8 +20,8 @@ def tune_apart(*arguments, processes=1, kill=None, **settings):
     """
     port, jobs, results = free_port(), [], []
     for rank in range(processes):
-        receiver, sender = _CONTEXT.Pipe(duplex=False)
-        job = _CONTEXT.Process(target=_work, args=(rank, processes, port, kill, arguments, settings, sender))
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        job = CONTEXT.Process(target=_work, args=(rank, processes, port, kill, arguments, settings, sender))
         job.start()
         sender.close()
         jobs.append((job, receiver))
