@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_tables  # noqa: F401  # registers its tables, as do the others
+import sam_sga_tables  # noqa: F401
 import untuned_tables  # noqa: F401
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
 from rows import Row, RowError, read_rows
