@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 _BLOCK = 8  # codes; eight codes of b bits fill exactly b bytes
-# Widths that divide a byte: the word that holds the codes of one byte, a code per byte, and the (shift, mask) steps there.
+# Widths that divide a byte: the word for the codes of one byte, and the (shift, mask) steps to a code per byte.
 _SPREADS = {
     4: (torch.int16, [(4, 0x0F0F)]),
     2: (torch.int32, [(12, 0x000F000F), (6, 0x03030303)]),
