@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 
 _BLOCK = 8  # codes; eight codes of b bits fill exactly b bytes
+# Widths that divide a byte: the word for the codes of one byte, and the (shift, mask) steps to a code per byte.
+_SPREADS = {
+    4: (torch.int16, [(4, 0x0F0F)]),
+    2: (torch.int32, [(12, 0x000F000F), (6, 0x03030303)]),
+}
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -21,7 +26,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     flat = codes.reshape(-1)
     if bits == 8:
         return flat.clone()
-    if bits in (2, 4):
+    if bits in _SPREADS:
         return _pack_aligned(flat, bits)
     blocks = _padded(flat, _BLOCK).view(-1, _BLOCK).long()
     words = blocks[:, 0].clone()
@@ -36,9 +41,8 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """Inverse of :func:`pack`: the first ``count`` codes of a packed flat uint8 tensor, as flat uint8."""
     if bits == 8:
         return packed[:count]
-    if bits in (2, 4):
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        return (packed[:, None] >> shifts).bitwise_and_(2**bits - 1).view(-1)[:count]
+    if bits in _SPREADS:
+        return _unpack_aligned(packed, bits)[:count]
     blocks = _padded(packed, bits).view(-1, bits).long()
     words = blocks[:, 0].clone()
     for position in range(1, bits):
@@ -55,6 +59,15 @@ def _pack_aligned(flat: torch.Tensor, bits: int) -> torch.Tensor:
     for position in range(1, per_byte):
         packed |= blocks[:, position] << (position * bits)
     return packed
+
+
+def _unpack_aligned(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """All codes of bytes whose width divides a byte: whole words at a time, far faster than columns of bytes."""
+    dtype, steps = _SPREADS[bits]
+    words = packed.to(dtype)
+    for shift, mask in steps:
+        words = (words << shift).bitwise_or_(words).bitwise_and_(mask)
+    return words.view(torch.uint8)
 
 
 def _padded(flat: torch.Tensor, multiple: int) -> torch.Tensor:

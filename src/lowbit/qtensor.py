@@ -61,7 +61,7 @@ class QuantizedTensor:
         """The float weight [out, in] with the outliers in place; computed in float32, rounded once to ``dtype``."""
         dense = self.dequantize_dense()
         if self.outlier_value is not None:
-            dense.view(-1).index_put_((self.outlier_positions(),), self.outlier_value.float())
+            dense.view(-1).index_copy_(0, self.outlier_positions(), self.outlier_value.float())
         return dense.to(dtype)
 
     def dequantize_dense(self) -> torch.Tensor:
@@ -240,8 +240,8 @@ def _fit(weight: torch.Tensor, scheme: Scheme, outliers: torch.Tensor | None, he
 def flat_positions(ptr: torch.Tensor, col: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Flat int64 positions of compressed sparse rows in a matrix [out, in]."""
     counts = (ptr[1:] - ptr[:-1]).long()
-    rows = torch.repeat_interleave(torch.arange(shape[0], device=ptr.device), counts)
-    return rows * shape[1] + col.long()
+    starts = torch.arange(0, shape[0] * shape[1], shape[1], device=ptr.device)
+    return torch.repeat_interleave(starts, counts, output_size=col.numel()).add_(col.long())
 
 
 def check_finite(weight: torch.Tensor) -> None:

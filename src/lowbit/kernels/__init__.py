@@ -1,5 +1,6 @@
 """Execution of quantized tensors: each kernel stands beside the reference it is tested against."""
 
-from lowbit.kernels.linear import outlier_gradient, quant_linear
+from lowbit.kernels.cache import WeightCache
+from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 
-__all__ = ["outlier_gradient", "quant_linear"]
+__all__ = ["WeightCache", "dense_scale_gradient", "outlier_gradient", "quant_linear", "scale_gradient"]

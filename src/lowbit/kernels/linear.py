@@ -1,7 +1,7 @@
-"""Linear layer over a quantized weight, differentiable in the input, the outlier values and the step sizes.
+"""Linear layer over a quantized weight, differentiable in the input, the bias, the outlier values and the step sizes.
 
-Reference: ``F.linear(x, tensor.dequantize(x.dtype), bias)``. The difference is memory and time: the backward
-keeps codes and inputs only, unpacks again, and never forms the dense weight gradient for the outliers.
+Reference: ``F.linear(x, tensor.dequantize(x.dtype), bias)``. The difference is memory and time: the backward keeps what
+it needs of codes, inputs and outputs only, decodes again, and forms no dense weight gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
+from lowbit.kernels.cache import WeightCache, unit_weight
 from lowbit.qtensor import QuantizedTensor
 
 with warnings.catch_warnings():
@@ -20,17 +22,25 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(1), (1, 1))
 
+_TOKENS = 256  # tokens at a time on the CPU, where both factors are copied transposed: pieces that stay in its caches
 
-def quant_linear(x: torch.Tensor, tensor: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+
+def quant_linear(
+    x: torch.Tensor, tensor: QuantizedTensor, bias: torch.Tensor | None, cache: WeightCache | None = None
+) -> torch.Tensor:
     """``x`` [..., in] times the transposed weight [out, in] plus ``bias`` [out], in the dtype of ``x``.
 
-    Under autocast the product runs in the autocast dtype. Gradients reach ``x``, ``bias``,
-    ``tensor.outlier_value`` and ``tensor.scale`` where they require them.
+    Under autocast the product runs in the autocast dtype. Gradients reach ``x``, ``bias``, ``tensor.outlier_value`` and
+    ``tensor.scale`` where they require them. A ``cache`` of the tensor changes nothing but the time; it serves products
+    in its own dtype. While step sizes of rows or of the whole weight are trained, the output is kept for the backward,
+    so it must not be changed in place.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    product: torch.Tensor = _QuantLinear.apply(x, tensor.outlier_value, tensor.scale, tensor)
-    return product if bias is None else product + bias.to(product.dtype)
+    if cache is not None and cache.dtype != x.dtype:
+        cache = None
+    product: torch.Tensor = _QuantLinear.apply(x, tensor.outlier_value, tensor.scale, bias, tensor, cache)
+    return product
 
 
 def outlier_gradient(
@@ -40,18 +50,50 @@ def outlier_gradient(
 
     ``grad`` [tokens, out] and ``x`` [tokens, in]; the sums run in float32 whatever the inputs are.
     """
+    found = torch.zeros(col.numel(), device=grad.device)
     pattern = torch.sparse_csr_tensor(
-        ptr,
-        col.to(torch.int32),
-        torch.zeros(col.numel(), device=grad.device),
-        (ptr.numel() - 1, in_features),
-        check_invariants=False,
+        ptr, col.to(torch.int32), found, (ptr.numel() - 1, in_features), check_invariants=False
     )
-    return torch.sparse.sampled_addmm(pattern, grad.float().t(), x.float(), beta=0.0).values()
+    tokens = max(1, grad.shape[0]) if grad.is_cuda else _TOKENS
+    for rows, inputs in zip(grad.split(tokens), x.split(tokens), strict=True):
+        found = found + torch.sparse.sampled_addmm(pattern, rows.float().t(), inputs.float(), beta=0.0).values()
+    return found
+
+
+def scale_gradient(
+    grad: torch.Tensor,
+    product: torch.Tensor,
+    tensor: QuantizedTensor,
+    outlier_grad: torch.Tensor | None,
+) -> torch.Tensor:
+    """Gradient of step sizes of rows [out, 1] or of the whole weight [1, 1], none of them 0, float32.
+
+    The decoded weight is linear in its step size s, so that s dL/ds is the inner product of the weight with its
+    gradient, which is that of ``product`` with ``grad`` [tokens, out] less the outliers' part, values times
+    ``outlier_grad``. Reference: :func:`dense_scale_gradient`.
+    """
+    rows = (grad.float() * product.float()).sum(dim=0)
+    if outlier_grad is not None:
+        assert tensor.outlier_value is not None
+        assert tensor.outlier_ptr is not None
+        values = tensor.outlier_value.to(grad.dtype).float()
+        rows -= torch.segment_reduce(values * outlier_grad, "sum", offsets=tensor.outlier_ptr.long(), initial=0.0)
+    return (rows if tensor.scale.shape[0] > 1 else rows.sum()).view(tensor.scale.shape) / tensor.scale
+
+
+def dense_scale_gradient(grad: torch.Tensor, x: torch.Tensor, tensor: QuantizedTensor) -> torch.Tensor:
+    """Gradient of any step sizes, in their shape, float32: the dense weight gradient times the unit weight.
+
+    ``grad`` [tokens, out] and ``x`` [tokens, in].
+    """
+    dense = grad.float().t() @ x.float()
+    dense.view(-1)[tensor.outlier_positions()] = 0
+    groups = (dense * unit_weight(tensor)).view(tensor.shape[0], tensor.scale.shape[1], -1).sum(dim=2)
+    return groups if tensor.scale.shape[0] > 1 else groups.sum(dim=0, keepdim=True)
 
 
 class _QuantLinear(torch.autograd.Function):
-    """Product with an unpacked weight; the values and step sizes are arguments so that autograd sees them."""
+    """Product with a decoded weight; the values and step sizes are arguments so that autograd sees them."""
 
     @staticmethod
     def forward(
@@ -59,38 +101,54 @@ class _QuantLinear(torch.autograd.Function):
         x: torch.Tensor,
         values: torch.Tensor | None,
         scale: torch.Tensor,
+        bias: torch.Tensor | None,
         tensor: QuantizedTensor,
+        cache: WeightCache | None,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, values, scale)
-        ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
+        bias = None if bias is None else bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, tensor.dequantize(x.dtype))
+            output = F.linear(x, _weight(tensor, cache, x.dtype), bias)
+        _, needs_values, needs_scale, *_ = ctx.needs_input_grad
+        by_output = needs_scale and tensor.scale.shape[1] == 1
+        ctx.save_for_backward(
+            x if needs_values or needs_scale else None,
+            values,
+            scale,
+            *((output, bias) if by_output else (None, None)),
+        )
+        ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
+        ctx.cache = cache
+        return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, values, scale = ctx.saved_tensors
+        x, values, scale, output, bias = ctx.saved_tensors
         tensor: QuantizedTensor = replace(ctx.tensor, outlier_value=values, scale=scale)
-        needs_x, needs_values, needs_scale, _ = ctx.needs_input_grad
-        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_x = grad_values = grad_scale = None
-        with torch.autocast(x.device.type, enabled=False):
+        needs_x, needs_values, needs_scale, needs_bias, *_ = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_values = grad_scale = grad_bias = None
+        with torch.autocast(grad.device.type, enabled=False):
             if needs_x:
-                grad_x = grad @ tensor.dequantize(grad.dtype)
-            if needs_values:
-                assert tensor.outlier_ptr is not None
-                assert tensor.outlier_col is not None
-                grad_values = outlier_gradient(
-                    rows, inputs, tensor.outlier_ptr, tensor.outlier_col, inputs.shape[1]
-                ).to(values.dtype)
+                grad_x = grad @ _weight(tensor, ctx.cache, grad.dtype)
+            if needs_bias:
+                grad_bias = rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
+            if needs_values or needs_scale:
+                inputs = x.reshape(-1, x.shape[-1])
+                if values is not None:
+                    assert tensor.outlier_ptr is not None
+                    assert tensor.outlier_col is not None
+                    grad_values = outlier_gradient(
+                        rows, inputs, tensor.outlier_ptr, tensor.outlier_col, inputs.shape[1]
+                    )
             if needs_scale:
-                grad_scale = _scale_gradient(rows, inputs, tensor).to(scale.dtype)
-        return grad_x, grad_values, grad_scale, None
+                if output is None or bool((scale == 0).any()):
+                    grad_scale = dense_scale_gradient(rows, inputs, tensor)
+                else:
+                    product = output if bias is None else output.float() - bias
+                    grad_scale = scale_gradient(rows, product.reshape(rows.shape), tensor, grad_values)
+        return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None
 
 
-def _scale_gradient(rows: torch.Tensor, inputs: torch.Tensor, tensor: QuantizedTensor) -> torch.Tensor:
-    """Gradient of the step sizes, in their shape: the dense weight gradient times the code, summed per group."""
-    dense = rows.float().t() @ inputs.float()
-    dense.view(-1)[tensor.outlier_positions()] = 0
-    steps = replace(tensor, scale=torch.ones_like(tensor.scale)).dequantize_dense()
-    groups = (dense * steps).view(tensor.shape[0], tensor.scale.shape[1], -1).sum(dim=2)
-    return groups if tensor.scale.shape[0] > 1 else groups.sum(dim=0, keepdim=True)
+def _weight(tensor: QuantizedTensor, cache: WeightCache | None, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.dequantize(dtype) if cache is None else cache.weight(tensor)

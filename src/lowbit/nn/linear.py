@@ -24,7 +24,7 @@ class QuantLinear(QuantModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in] to [..., out], in the dtype of ``x`` (or of autocast)."""
-        return quant_linear(x, self.tensor, self.bias)
+        return quant_linear(x, self.tensor, self.bias, self.cached())
 
 
 class TiedQuantLinear(nn.Module):
@@ -48,7 +48,7 @@ class TiedQuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., width] to scores [..., vocabulary], in the dtype of ``x`` (or of autocast)."""
-        return quant_linear(x, self.source.tensor, self.bias)
+        return quant_linear(x, self.source.tensor, self.bias, self.source.cached())
 
 
 def _parameter(bias: torch.Tensor | None) -> nn.Parameter | None:

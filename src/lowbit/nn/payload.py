@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowbit.errors import SchemeError
+from lowbit.kernels import WeightCache
 from lowbit.packing import packed_size
 from lowbit.qtensor import QuantizedTensor, tensor_specs
 from lowbit.scheme import Scheme
 
 CODES = "codes"  # the buffer's name; on disk the codes are called ``weight``
 _PARAMETERS = ("scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
+_CACHE_DTYPES = (torch.bfloat16, torch.float32)
 
 
 class QuantModule(nn.Module):
@@ -39,6 +42,8 @@ class QuantModule(nn.Module):
         for name in _PARAMETERS:
             self.register_buffer(name, getattr(tensor, name))
         self.register_buffer(CODES, tensor.weight)
+        self._cache_dtype: torch.dtype | None = None
+        self._cache: WeightCache | None = None
 
     @property
     def tensor(self) -> QuantizedTensor:
@@ -76,6 +81,30 @@ class QuantModule(nn.Module):
         del self._parameters[name]
         self.register_buffer(name, value)
 
+    def cache(self, dtype: torch.dtype | None) -> None:
+        """Keep a decoded copy of what is frozen for products in ``dtype``, bfloat16 or float32; None keeps none.
+
+        Results are bit for bit the same, with and without. The copy is made at the next use, and anew after codes or
+        frozen step sizes have changed; it is neither saved nor copied nor moved with the module. Another ``dtype``
+        raises :class:`SchemeError`.
+        """
+        if dtype is not None and dtype not in _CACHE_DTYPES:
+            raise SchemeError(f"a weight cannot be cached in {dtype}; use torch.bfloat16 or torch.float32")
+        self._cache_dtype, self._cache = dtype, None
+
+    def cached(self) -> WeightCache | None:
+        """The copy that :meth:`cache` asks for, up to date; None where none is asked for."""
+        if self._cache_dtype is None:
+            return None
+        tensor, trained = self.tensor, isinstance(self.scale, nn.Parameter)
+        if self._cache is None or self._cache.trained_scale != trained or not self._cache.fits(tensor):
+            self._cache = None  # first, so that there are never two
+            self._cache = WeightCache(tensor, self._cache_dtype, trained_scale=trained)
+        return self._cache
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
     def payload(self) -> dict[str, torch.Tensor]:
         """The stored tensors by their names on disk, values in 16 bits even while they are trained in 32."""
         tensors = self.tensor.to_tensors()
@@ -83,6 +112,7 @@ class QuantModule(nn.Module):
         return {name: value.detach().to(specs[name][0]) for name, value in tensors.items()}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        self._cache = None
         values = [value for name in (CODES, *_PARAMETERS) if (value := getattr(self, name)) is not None]
         gradients = [value.grad for value in values if value.grad is not None]  # one dtype with what is trained
         stored = {id(tensor) for tensor in (*values, *gradients)}
