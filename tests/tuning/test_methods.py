@@ -5,7 +5,7 @@ import torch
 
 import lowbit
 from lowbit.adapter import apply_adapter, read_adapter, remove_adapter
-from lowbit.errors import AdapterError
+from lowbit.errors import AdapterError, SchemeError
 from lowbit.nn import SPARSE, QuantLinear
 from lowbit.tuning import METHODS
 from tests.tiny import options, toy_data
@@ -176,3 +176,28 @@ def test_every_method_learns(tiny, tmp_path):
         rate = 0.02 if METHODS[method].from_backbone else 3e-3
         chosen = options(epochs=10, learning_rate=rate, head_learning_rate=0.02)
         assert lowbit.tune(start, tmp_path / method, data, method=method, options=chosen).score > 0.8, method
+
+
+@pytest.mark.parametrize("changes", [{}, {"scales": True}, {"positions": "random"}])
+def test_a_cache_changes_no_byte(tiny, tmp_path, changes):
+    tensors = {}
+    for cache in ("none", "fp32"):
+        result = tune(tiny, tmp_path / cache, cache=cache, learning_rate=0.05, **changes)
+        tensors[cache] = read_adapter(result.path)[1]
+    assert tensors["none"].keys() == tensors["fp32"].keys()
+    for name, tensor in tensors["none"].items():
+        assert torch.equal(tensor, tensors["fp32"][name]), name
+
+
+def test_a_cache_is_in_the_precision_of_the_run(tiny, tmp_path):
+    with pytest.raises(SchemeError, match="a bf16 cache belongs to a bf16 run"):
+        tune(tiny, tmp_path / "out", cache="bf16")
+
+
+def test_checkpointing_changes_memory_only(tiny, tmp_path):
+    found = {}
+    for checkpointing in (False, True):
+        result = tune(tiny, tmp_path / str(checkpointing), checkpointing=checkpointing, learning_rate=0.05)
+        found[checkpointing] = read_adapter(result.path)[1]
+    for name, tensor in found[False].items():
+        assert torch.allclose(tensor.float(), found[True][name].float(), atol=1e-6), name

@@ -11,6 +11,7 @@ from lowbit.errors import AdapterError
 from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear, widen
 from lowbit.tuning.positions import Positions
 
+_CACHES = {"none": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 GROUPS = ("outliers", "norms", "biases", "scales", "head")
 
 
@@ -80,7 +81,9 @@ def train_positions(model: PreTrainedModel, positions: Positions, initial: str) 
 
 
 def cache_weights(model: PreTrainedModel, cache: str) -> None:
-    """Keep a dense copy of every decoded weight in bf16 or fp32, or with ``none`` let go of it."""
+    """Keep a decoded copy of every linear's weight in ``bf16`` or ``fp32``, or with ``none`` let go of it."""
+    for module in quant_linears(model).values():
+        module.cache(_CACHES[cache])
 
 
 def quant_linears(model: PreTrainedModel) -> dict[str, QuantLinear]:

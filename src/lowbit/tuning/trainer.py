@@ -140,9 +140,11 @@ def _checkpointing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Newer versions of transformers say "activation" where older ones said "gradient".
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     yield
-    model.gradient_checkpointing_disable()
+    getattr(model, f"{kind}_checkpointing_disable")()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lowbit.checkpoint import checkpoint_folder, load_tokenizer, refuse_existing
 from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import is_quantized
-from lowbit.loop import Progress
+from lowbit.loop import Progress, default_device, use_bf16
 from lowbit.tuning.batches import plan_batches
 from lowbit.tuning.distill import distillation, label_loss
 from lowbit.tuning.methods import METHODS
@@ -51,6 +51,7 @@ def tune(
         raise SchemeError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
     output = refuse_existing(output)
     options = options or TuneOptions()
+    _check_cache(options)
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
     task = task_of(data)
@@ -113,6 +114,16 @@ def tune(
         rows=len(features),
         steps=done.steps,
     )
+
+
+def _check_cache(options: TuneOptions) -> None:
+    """Refuse decoded weights in another precision than that of the run, which could not use them."""
+    precision = "bf16" if use_bf16(options.precision, default_device()) else "fp32"
+    if options.cache not in ("none", precision):
+        raise SchemeError(
+            f"a {options.cache} cache belongs to a {options.cache} run, this one is in {precision}; "
+            f"use --cache {precision}, or --precision {options.cache}"
+        )
 
 
 def _teacher(task: LabelTask | TextTask, options: TuneOptions, tokenizer: Any) -> PreTrainedModel:
