@@ -30,8 +30,10 @@ SEARCHED = ("sst2", "stsb")  # the tasks on which rates are chosen; the others t
 EPOCHS = {"cola": 3, "stsb": 3, "sst2": 2, "qnli": 2, "qqp": 2, "mnli": 2}
 TRAIN_ROWS = {"sst2": 12_000}
 SPLITS = {"mnli": ["dev_matched"]}
-TRIAL_ROWS = {"sst2": 2_000, "stsb": 1_000}  # about as many tokens
-TRIAL_EPOCHS, HELD_OUT = 2, 0.1
+TRIAL_ROWS = {"sst2": 2_000, "stsb": 1_000}
+TRIAL_EPOCHS = {"sst2": 2, "stsb": 3}
+HELD_OUT = 0.1
+BATCH_SIZE = 16
 # Three rates for each method, a factor of three or so apart.
 RATES = {
     "full": (2e-5, 5e-5, 1.5e-4),
@@ -68,7 +70,7 @@ OPTIONS: dict[str, tuple[Row, Row]] = {
     "full levels": ({}, {"levels": "full"}),
 }
 BUDGET = 0.0079  # 0.5 % outliers, and the norms and biases of MiniLM
-KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "options", "rows", "epochs", "precision")
+KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "options", "rows", "epochs", "batch", "precision")
 FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
 
 
@@ -117,7 +119,7 @@ class Study:
     def trial(self, task: str, method: str, scheme: str, rate: float) -> None:
         """Train on some rows at one rate, and score rows that are held out."""
         data = held_out_data(task, self.arguments.data_dir)
-        row = self._row("trial", task, method, scheme, 0, rate, data, TRIAL_EPOCHS)
+        row = self._row("trial", task, method, scheme, 0, rate, data, TRIAL_EPOCHS[task])
         if not done(FILE, row, KEY):
             self._run(row, data, self.work / "trial")
 
@@ -125,7 +127,7 @@ class Study:
         """A trial of ours with one option changed."""
         data = held_out_data(task, self.arguments.data_dir)
         rate = best_rate(read_rows(FILE), "outliers", scheme)
-        row = self._row("option", task, "outliers", scheme, 0, rate, data, TRIAL_EPOCHS)
+        row = self._row("option", task, "outliers", scheme, 0, rate, data, TRIAL_EPOCHS[task])
         row["options"], changes = OPTIONS[name]
         row |= {"option": name, "backbone": changes}
         if not done(FILE, row, (*KEY, "option")):
@@ -157,6 +159,7 @@ class Study:
             "rate": rate,
             "options": {"budget": BUDGET} if method in ("lora", "loftq") else {},
             "epochs": epochs,
+            "batch": BATCH_SIZE,
             "rows": len(data.train),
             "precision": self.precision,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -167,6 +170,7 @@ class Study:
         method, scheme = row["method"], row["scheme"]
         options = lowbit.TuneOptions(
             epochs=row["epochs"],
+            batch_size=BATCH_SIZE,
             seed=row["seed"],
             learning_rate=row["rate"],
             recipe=lowbit.Recipe.parse(scheme if scheme != "fp32" else "w4"),

@@ -1,0 +1,87 @@
+import pytest
+
+from benchmarks import tables
+from tests.benchmarks.test_tables import body, write
+
+FULL = {
+    "kind": "final",
+    "model": "minilm",
+    "task": "sst2",
+    "method": "full",
+    "scheme": "fp32",
+    "seed": 0,
+    "score": 0.9,
+    "trained_share": 1.0,
+    "rate": 5e-5,
+    "date": "2026-01-01",
+}
+OURS = FULL | {"method": "outliers", "scheme": "w4", "trained_share": 0.0079, "rate": 1e-2}
+
+
+def all_tasks(row, *scores):
+    return [row | {"task": task, "score": score} for task, score in zip(("cola", "stsb", "sst2"), scores, strict=True)]
+
+
+def test_scores_stand_beside_their_distance_to_full(results):
+    rows = [*all_tasks(OURS, 0.39, 0.85, 0.88), *all_tasks(FULL, 0.4, 0.86, 0.9)]
+    rows += [row | {"seed": 1} for row in all_tasks(OURS, 0.41, 0.85, 0.89)]
+    write(results / "tuning_quality.jsonl", rows)
+    lines = body(tables.TABLES["tuning"](results))
+    assert lines[0] == [
+        "minilm",
+        "fp32",
+        "full fine-tuning",
+        "all",
+        "40.0 (n=1)",
+        "86.0 (n=1)",
+        "90.0 (n=1)",
+        "72.0",
+        "–",
+    ]
+    assert lines[1] == [
+        "minilm",
+        "w4",
+        "outliers (ours)",
+        "0.79 %",
+        "40.0 ± 1.4 (n=2)",
+        "85.0 ± 0.0 (n=2)",
+        "88.5 ± 0.7 (n=2)",
+        "71.2",
+        "-1.3",  # of the seed that both have: (-1 - 1 - 2) / 3
+    ]
+
+
+def test_a_missing_task_leaves_the_mean_open(results):
+    write(results / "tuning_quality.jsonl", [FULL, OURS])
+    lines = body(tables.TABLES["tuning"](results))
+    assert lines[1][4:] == ["–", "–", "90.0 (n=1)", "–", "–"]
+    assert body(tables.TABLES["frozen"](results)) == [["–"] * 9]
+
+
+def test_lines_go_from_many_bits_to_few(results):
+    schemes = [("w2", "ptq"), ("w4", "outliers"), ("fp32", "full"), ("w4", "ptq"), ("w3", "qat")]
+    write(results / "tuning_quality.jsonl", [FULL | {"scheme": s, "method": m} for s, m in schemes])
+    found = [line[1:3] for line in body(tables.TABLES["tuning"](results))]
+    assert found == [
+        ["fp32", "full fine-tuning"],
+        ["w4", "PTQ after it"],
+        ["w4", "outliers (ours)"],
+        ["w3", "QAT (LSQ)"],
+        ["w2", "PTQ after it"],
+    ]
+
+
+def test_trials_show_every_rate(results):
+    trials = [
+        OURS | {"kind": "trial", "rate": rate, "task": task, "score": score}
+        for rate, task, score in [(0.01, "sst2", 0.8), (0.01, "stsb", 0.6), (0.003, "sst2", 0.7), (0.003, "stsb", 0.7)]
+    ]
+    write(results / "tuning_quality.jsonl", [*trials, FULL])
+    assert body(tables.TABLES["trials"](results)) == [
+        ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700"]
+    ]
+
+
+@pytest.mark.parametrize("name", ["tuning", "frozen", "trials"])
+def test_no_rows_give_an_empty_table(results, name):
+    assert "–" in tables.TABLES[name](results)
