@@ -104,6 +104,8 @@ def test_group_that_does_not_divide_names_both_numbers():
         ("w4o0", Scheme(outliers=None)),
         ("w4o0.0", Scheme(outliers=None)),
         ("w4o1", Scheme(outliers=OutlierRule(share=0.01))),
+        ("w4a8", Scheme(activations="dynamic")),
+        ("w2a8g64o0", Scheme(bits=2, granularity="group", group_size=64, outliers=None, activations="dynamic")),
         ("w5to0.25", Scheme(bits=5, granularity="tensor", outliers=OutlierRule(share=0.0025))),
     ],
 )
@@ -126,7 +128,27 @@ def test_short_form_round_trips(bits, step, hundredths):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "4", "W4", "w", "w4 ", "w4x", "w4g", "w4g64t", "w4o", "w4o.5", "w4o-1", "w4o1%", "w4.5", 4, None, ["w4"]],
+    [
+        "",
+        "4",
+        "W4",
+        "w",
+        "w4 ",
+        "w4x",
+        "w4g",
+        "w4g64t",
+        "w4o",
+        "w4o.5",
+        "w4o-1",
+        "w4o1%",
+        "w4.5",
+        "w4a",
+        "w4a4",
+        "w4g64a8",
+        4,
+        None,
+        ["w4"],
+    ],
 )
 def test_unreadable_short_form_is_repeated_with_examples(text):
     with pytest.raises(SchemeError, match="as in w4, w3g64 or w2o1") as caught:

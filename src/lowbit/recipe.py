@@ -40,6 +40,8 @@ class Recipe:
         bits = self.target_bits
         if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
             raise SchemeError(f"`target_bits` is a number of bits per weight, as 3.2, not {bits!r}")
+        if self.embeddings is not None and self.embeddings.activations != "float":
+            raise SchemeError("word embeddings have no inputs to round; leave `activations` out of their scheme")
 
     def scheme_for(self, name: str, kind: str) -> Scheme | None:
         """Scheme of a module by its relative name and kind; None when the recipe leaves it in float."""

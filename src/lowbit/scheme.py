@@ -12,11 +12,14 @@ from lowbit.errors import SchemeError
 CODEBOOKS = ("codebook", "shared-codebook")
 LEVELS = ("full", "midrise", *CODEBOOKS)
 GRANULARITIES = ("tensor", "channel", "group")
+ACTIVATIONS = ("float", "dynamic")
 OUTLIER_RULES = ("tail", "magnitude", "error", "random")
 SPREADS = ("matrix", "model")
 DEFAULT_OUTLIER_SHARE = 0.005
 
-_SHORT_FORM = re.compile(r"w(?P<bits>\d+)(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?")
+_SHORT_FORM = re.compile(
+    r"w(?P<bits>\d+)(?P<activations>a8)?(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Scheme:
     ``symmetric`` or with an integer zero point;
     ``granularity`` of the step size: one per ``tensor``, per ``channel`` (output feature) or per
     ``group`` of ``group_size`` consecutive inputs; the ``strategy`` that finds the step size, with its
-    ``options``; the ``outliers`` rule, or None. Invalid values raise :class:`SchemeError`.
+    ``options``; the ``outliers`` rule, or None; ``activations`` ``float``, or ``dynamic``: inputs are rounded to 8 bits
+    per token. Invalid values raise :class:`SchemeError`.
     """
 
     bits: int = 4
@@ -74,6 +78,7 @@ class Scheme:
     strategy: str = "mse"
     options: Mapping[str, Any] = field(default_factory=dict)
     outliers: OutlierRule | None = field(default_factory=OutlierRule)
+    activations: str = "float"
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
@@ -86,6 +91,8 @@ class Scheme:
             raise SchemeError(f"`{self.levels}` levels have no zero point; use levels `full` with one")
         if self.granularity not in GRANULARITIES:
             raise SchemeError(f"unknown granularity {self.granularity!r}; use one of {', '.join(GRANULARITIES)}")
+        if self.activations not in ACTIVATIONS:
+            raise SchemeError(f"unknown activations {self.activations!r}; use one of {', '.join(ACTIVATIONS)}")
         if (self.granularity == "group") != (self.group_size is not None):
             raise SchemeError("`group_size` is needed with the granularity `group`, and only there")
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 2):
@@ -143,10 +150,10 @@ class Scheme:
 
     @classmethod
     def parse(cls, text: str | Mapping[str, Any] | Scheme) -> Scheme:
-        """Read the short form ``w<bits>[g<size>|t][o<percent>]``, a mapping, or pass a scheme through.
+        """Read the short form ``w<bits>[a8][g<size>|t][o<percent>]``, a mapping, or pass a scheme through.
 
-        ``w4`` is 4 bits per channel with 0.5 % outliers; ``w4g64`` one step per 64 inputs; ``w4t`` one per
-        tensor; ``w4o1`` 1 % outliers and ``w4o0`` none.
+        ``w4`` is 4 bits per channel with 0.5 % outliers; ``w4a8`` the same with inputs in 8 bits per token; ``w4g64``
+        one step per 64 inputs; ``w4t`` one per tensor; ``w4o1`` 1 % outliers and ``w4o0`` none.
         """
         if isinstance(text, Scheme):
             return text
@@ -155,9 +162,9 @@ class Scheme:
         match = _SHORT_FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SchemeError(
-                f"cannot read the scheme {text!r}; write w<bits>[g<group>|t][o<percent>], as in w4, w3g64 or w2o1"
+                f"cannot read the scheme {text!r}; write w<bits>[a8][g<group>|t][o<percent>], as in w4, w3g64 or w2o1"
             )
-        scheme = cls(bits=int(match["bits"]))
+        scheme = cls(bits=int(match["bits"]), activations="dynamic" if match["activations"] else "float")
         if match["group"]:
             scheme = replace(scheme, granularity="group", group_size=int(match["group"]))
         elif match["tensor"]:
@@ -169,7 +176,7 @@ class Scheme:
 
     def __str__(self) -> str:
         """Short form, followed by whatever the short form cannot say."""
-        text = f"w{self.bits}"
+        text = f"w{self.bits}" + ("a8" if self.activations == "dynamic" else "")
         text += {"tensor": "t", "channel": "", "group": f"g{self.group_size}"}[self.granularity]
         if self.outliers is None:
             text += "o0"
