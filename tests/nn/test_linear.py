@@ -84,3 +84,11 @@ def test_tied_projection_follows_to(dtype):
     assert model(torch.arange(7)).dtype == model.head.bias.dtype == dtype
     assert torch.equal(model.head.weight, before.to(dtype))
     assert model.to("meta").head.weight.device.type == "meta"
+
+
+def test_tied_projection_uses_the_cache_of_the_table():
+    model, x = Tied(), gaussian(2, 3, 12, seed=1)
+    expected = model.head(x)
+    model.embedding.cache(torch.float32)
+    assert torch.equal(model.head(x), expected)
+    assert model.embedding._cache is not None

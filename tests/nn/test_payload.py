@@ -3,6 +3,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+from lowbit.errors import SchemeError
 from lowbit.nn import CODES, QuantEmbedding, QuantLinear, QuantModule, empty_tensor
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import OutlierRule, Scheme
@@ -143,3 +144,84 @@ def test_a_parameter_in_training_keeps_dtype_and_gradient_through_a_cast(linear)
     assert linear.bias.dtype == torch.bfloat16
     assert linear.scale.dtype == linear.scale.grad.dtype == torch.float32
     assert torch.equal(linear.scale.grad, gradient)
+
+
+def by_step(module, steps=3):
+    """Outputs and weights over some steps of training everything that can be trained."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    found = []
+    for _ in range(steps):
+        output = module(torch.ones(2, 16))
+        gradients = torch.autograd.grad(output.square().sum(), trained)
+        found += [output.detach(), module.weight.detach(), *gradients]
+        with torch.no_grad():
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter -= 1e-3 * gradient
+    return found
+
+
+@pytest.mark.parametrize("names", [(), ("outlier_value",), ("scale",), ("outlier_value", "scale")], ids=str)
+def test_training_is_the_same_with_and_without_a_cache(linear, names):
+    for name in names:
+        if getattr(linear, name) is not None:
+            linear.train_payload(name)
+    cached = deepcopy(linear)
+    cached.cache(torch.float32)
+    assert all(torch.equal(one, two) for one, two in zip(by_step(cached), by_step(linear), strict=True))
+    assert same(cached.payload(), linear.payload())
+
+
+def test_a_cache_is_neither_saved_nor_copied_nor_registered(linear):
+    before = set(linear.state_dict())
+    linear.cache(torch.float32)
+    linear(torch.ones(2, 16))
+    assert linear._cache is not None
+    assert set(linear.state_dict()) == before
+    copy = deepcopy(linear)
+    assert copy._cache is None
+    assert copy.cached() is not None
+    linear.cache(None)
+    assert linear._cache is linear.cached() is None
+
+
+@pytest.mark.parametrize("change", ["load", "assign", "scale", "train", "freeze", "cast"])
+def test_a_cache_follows_what_is_done_to_the_module(linear, tensor, change):
+    linear.cache(torch.float32)
+    x = torch.ones(2, 16)
+    linear(x)
+    other = QuantLinear(
+        quantize_tensor(torch.randn(6, 16, generator=torch.Generator().manual_seed(1)), tensor.scheme), torch.zeros(6)
+    )
+    if change == "load":
+        linear.load_state_dict(other.state_dict())
+    elif change == "assign":
+        linear.load_state_dict(other.state_dict(), assign=True)
+    elif change == "scale":
+        linear.scale.mul_(2)
+    elif change == "train":
+        with torch.no_grad():
+            linear.train_payload("scale").mul_(2)
+    elif change == "freeze":
+        parameter = linear.train_payload("scale")
+        linear(x)
+        with torch.no_grad():
+            parameter.mul_(2)
+        linear.freeze_payload("scale")
+    else:
+        linear.double().float()
+    found = linear(x)
+    linear.cache(None)
+    assert torch.equal(found, linear(x))
+
+
+def test_a_cache_goes_with_the_move_to_another_device(linear):
+    linear.cache(torch.float32)
+    linear(torch.ones(2, 16))
+    linear.to("meta")
+    assert linear._cache is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_cache_in_another_dtype_is_refused(linear, dtype):
+    with pytest.raises(SchemeError, match=r"torch\.bfloat16 or torch\.float32"):
+        linear.cache(dtype)

@@ -39,8 +39,9 @@ def quant_linear(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if cache is not None and cache.dtype != x.dtype:
         cache = None
-    product: torch.Tensor = _QuantLinear.apply(x, tensor.outlier_value, tensor.scale, bias, tensor, cache)
-    return product
+    rows = x.reshape(-1, x.shape[-1])
+    output: torch.Tensor = _QuantLinear.apply(rows, tensor.outlier_value, tensor.scale, bias, tensor, cache)
+    return output.view(*x.shape[:-1], tensor.shape[0])
 
 
 def outlier_gradient(
@@ -93,7 +94,7 @@ def dense_scale_gradient(grad: torch.Tensor, x: torch.Tensor, tensor: QuantizedT
 
 
 class _QuantLinear(torch.autograd.Function):
-    """Product with a decoded weight; the values and step sizes are arguments so that autograd sees them."""
+    """Product of ``x`` [tokens, in] with a decoded weight; what is trained is an argument so that autograd sees it."""
 
     @staticmethod
     def forward(
@@ -109,13 +110,9 @@ class _QuantLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             output = F.linear(x, _weight(tensor, cache, x.dtype), bias)
         _, needs_values, needs_scale, *_ = ctx.needs_input_grad
-        by_output = needs_scale and tensor.scale.shape[1] == 1
-        ctx.save_for_backward(
-            x if needs_values or needs_scale else None,
-            values,
-            scale,
-            *((output, bias) if by_output else (None, None)),
-        )
+        kept_x = x if needs_values or needs_scale else None
+        by_output = needs_scale and scale.shape[1] == 1
+        ctx.save_for_backward(kept_x, values, scale, *((output, bias) if by_output else (None, None)))
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
         ctx.cache = cache
         return output
@@ -126,27 +123,22 @@ class _QuantLinear(torch.autograd.Function):
         x, values, scale, output, bias = ctx.saved_tensors
         tensor: QuantizedTensor = replace(ctx.tensor, outlier_value=values, scale=scale)
         needs_x, needs_values, needs_scale, needs_bias, *_ = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_values = grad_scale = grad_bias = None
         with torch.autocast(grad.device.type, enabled=False):
             if needs_x:
                 grad_x = grad @ _weight(tensor, ctx.cache, grad.dtype)
             if needs_bias:
-                grad_bias = rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
-            if needs_values or needs_scale:
-                inputs = x.reshape(-1, x.shape[-1])
-                if values is not None:
-                    assert tensor.outlier_ptr is not None
-                    assert tensor.outlier_col is not None
-                    grad_values = outlier_gradient(
-                        rows, inputs, tensor.outlier_ptr, tensor.outlier_col, inputs.shape[1]
-                    )
+                grad_bias = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32))
+            if values is not None and (needs_values or needs_scale):
+                assert tensor.outlier_ptr is not None
+                assert tensor.outlier_col is not None
+                grad_values = outlier_gradient(grad, x, tensor.outlier_ptr, tensor.outlier_col, x.shape[1])
             if needs_scale:
                 if output is None or bool((scale == 0).any()):
-                    grad_scale = dense_scale_gradient(rows, inputs, tensor)
+                    grad_scale = dense_scale_gradient(grad, x, tensor)
                 else:
                     product = output if bias is None else output.float() - bias
-                    grad_scale = scale_gradient(rows, product.reshape(rows.shape), tensor, grad_values)
+                    grad_scale = scale_gradient(grad, product, tensor, grad_values)
         return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None
 
 

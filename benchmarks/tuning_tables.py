@@ -1,0 +1,48 @@
+"""Tables of what stage 2 costs."""
+
+from collections.abc import Sequence
+
+from markup import markdown, newest, show
+from rows import Row
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """One line per method and cache: time and memory of a training step beside those of full fine-tuning."""
+    headings = [
+        "Geometry",
+        "Device",
+        "Precision",
+        "Batch",
+        "Method",
+        "Cache",
+        "Trained",
+        "Time per step",
+        "± (all steps)",
+    ]
+    headings += ["Time / full", "Peak memory", "Peak / full", "Threads"]
+    setting = ("geometry", "device", "precision", "threads", "batch", "length")
+    order = {"full": 0, "outliers": 1}
+    lines = [
+        [
+            *(show(row, name) for name in ("geometry", "device", "precision")),
+            f"{row['batch']} × {row['length']}",
+            *(show(row, name) for name in ("method", "cache")),
+            show(row, "trained", "{:,}"),
+            show(row, "seconds", "{:.3f} s"),
+            show(row, "seconds_spread", "{:.3f} s"),
+            show(row, "time_ratio", "{:.2f}×"),
+            show(row, "peak_mib", "{:.0f} MiB"),
+            show(row, "memory_ratio", "{:.2f}×"),
+            show(row, "threads"),
+        ]
+        for row in sorted(
+            newest(rows, *setting, "method", "cache"),
+            key=lambda row: (
+                *(str(row[name]) for name in setting),
+                order.get(row["method"], 2),
+                row["method"],
+                row["cache"] != "none",
+            ),
+        )
+    ]
+    return markdown(headings, lines, text_columns=6)
