@@ -7,6 +7,7 @@ import torch
 
 import lowbit
 from lowbit.data import Examples, TaskData
+from lowbit.tuning import METHODS
 from tests.models import WORDS, save_tiny, tiny_tokenizer
 
 RECIPE = "w4o2"
@@ -84,6 +85,12 @@ class Tiny:
         return self._folder(
             ("merged", arch), lambda folder: lowbit.merge(self.backbone(arch), self.adapter(arch), folder)
         )
+
+    def start(self, method, arch="bert", dtype=torch.float32):
+        """What a method starts from, and the options that it cannot do without."""
+        model = self.model(arch, dtype=dtype)
+        needed = {"float_model": model} if method == "loftq" else {}
+        return (self.backbone(arch, dtype=dtype) if METHODS[method].from_backbone else model), needed
 
     def _folder(self, key, make):
         if key not in self._made:

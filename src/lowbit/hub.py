@@ -14,14 +14,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]  # its httpx, whichever it is
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from lowbit.adapter import INFO_FILE, ITS_BACKBONE, TENSORS_FILE, adapter_card, is_adapter, read_info
+from lowbit.adapter import INFO_FILE, ITS_BACKBONE, adapter_card, adapter_files, is_adapter, read_info
 from lowbit.checkpoint import CARD_FILE, SIDE_FILES, THIS_REPOSITORY, backbone_card, checkpoint_folder, weight_files
 from lowbit.errors import AdapterError, HubError, OutputExistsError
 from lowbit.inspection import verify
 
 _INDEX_FILE = "model.safetensors.index.json"
 # What a repository may hold of ours: a file of such a name decides what loading finds there.
-_OURS = ("config.json", "plan.json", "*.safetensors", _INDEX_FILE, INFO_FILE, *SIDE_FILES)
+_OURS = ("config.json", "plan.json", "*.safetensors", _INDEX_FILE, INFO_FILE, "adapter_config.json", *SIDE_FILES)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _check_backbone(path: Path, backbone: str, fingerprint: str) -> None:
 def _files(path: Path) -> dict[str, Path]:
     """The files of a directory that belong to it, by name, the card apart."""
     if is_adapter(path):
-        return {name: path / name for name in (INFO_FILE, TENSORS_FILE)}
+        return {name: path / name for name in adapter_files(path)}
     weights = [file.name for file in weight_files(path)]
     names = ["config.json", "plan.json", *weights, *([_INDEX_FILE] if len(weights) > 1 else []), *SIDE_FILES]
     return {name: path / name for name in names if (path / name).is_file()}

@@ -172,9 +172,9 @@ def test_every_method_learns(tiny, tmp_path):
 
     data = dataclasses.replace(toy_data(), evaluations={"train": toy_data().train})
     for method in METHODS:
-        start = tiny.backbone("gpt2") if METHODS[method].from_backbone else tiny.model("gpt2")
+        start, needed = tiny.start(method, "gpt2")
         rate = 0.02 if METHODS[method].from_backbone else 3e-3
-        chosen = options(epochs=10, learning_rate=rate, head_learning_rate=0.02)
+        chosen = options(epochs=10, learning_rate=rate, head_learning_rate=0.02, **needed)
         assert lowbit.tune(start, tmp_path / method, data, method=method, options=chosen).score > 0.8, method
 
 

@@ -19,11 +19,6 @@ from tests.models import file_bytes
 from tests.tiny import BACKBONES, options, random_states, toy_data
 
 
-def start(tiny, method):
-    """What a method starts from."""
-    return tiny.backbone("bert") if METHODS[method].from_backbone else tiny.model("bert")
-
-
 @pytest.fixture
 def spies(monkeypatch):
     """What ``tune`` hands to ``train``, and the model that it writes the adapter from."""
@@ -149,10 +144,10 @@ def test_the_other_methods_train_everything_at_one_rate(tiny, tmp_path, spies, r
 @pytest.mark.parametrize("method", METHODS)
 def test_the_score_is_that_of_the_result_on_disk(tiny, tmp_path, spies, method):
     """Of a checkpoint in half precision: trained in float32, it is another model once it is stored."""
-    base = (tiny.backbone if method == "outliers" else tiny.model)("bert", dtype=torch.bfloat16)
+    base, needed = tiny.start(method, dtype=torch.bfloat16)
     data = toy_data(None)
-    result = lowbit.tune(base, tmp_path / "out", data, method=method, options=options(learning_rate=0.02))
-    loaded = lowbit.load(base, result.path) if method == "outliers" else lowbit.load(result.path)
+    result = lowbit.tune(base, tmp_path / "out", data, method=method, options=options(learning_rate=0.02, **needed))
+    loaded = lowbit.load(*((base, result.path) if METHODS[method].from_backbone else (result.path,)))
     arguments = {"max_length": 16, "precision": "fp32"}
     assert score_model(loaded, load_tokenizer(base), data, **arguments) == result.metrics
     if method == "outliers":
@@ -278,10 +273,10 @@ def test_progress_counts_steps_and_then_rows(tiny, tmp_path):
 def test_nothing_else_is_touched(tiny, tmp_path, monkeypatch, capfd, method):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    base = start(tiny, method)
+    base, needed = tiny.start(method)
     before, states, environment = file_bytes(base), random_states(), dict(os.environ)
     capfd.readouterr()
-    lowbit.tune(base, tmp_path / "deep" / "out", toy_data(), method=method, options=options())
+    lowbit.tune(base, tmp_path / "deep" / "out", toy_data(), method=method, options=options(**needed))
     assert capfd.readouterr() == ("", "")
     assert random_states() == states
     assert dict(os.environ) == environment

@@ -19,17 +19,16 @@ def test_an_interrupt_leaves_nothing_half_written(tiny, tmp_path, method, when):
         if what == when and done >= min(2, total):
             raise KeyboardInterrupt
 
-    from_backbone = METHODS[method].from_backbone
-    base = tiny.backbone("bert") if from_backbone else tiny.model("bert")
+    base, needed = tiny.start(method)
     states = random_states()
     with pytest.raises(KeyboardInterrupt):
-        lowbit.tune(base, tmp_path / "out", toy_data(), method=method, options=options(), progress=progress)
+        lowbit.tune(base, tmp_path / "out", toy_data(), method=method, options=options(**needed), progress=progress)
     assert random_states() == states
     if when == "steps":
         assert list(tmp_path.iterdir()) == []
     else:  # scoring comes after the result is written, whole
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        lowbit.load(*((base, tmp_path / "out") if from_backbone else (tmp_path / "out",)))
+        lowbit.load(*((base, tmp_path / "out") if METHODS[method].from_backbone else (tmp_path / "out",)))
 
 
 def test_an_existing_output_is_refused_before_anything_is_read(tiny, tmp_path):

@@ -4,7 +4,7 @@ from lowbit.adapter.apply import adapter_target, apply_adapter, model_fingerprin
 from lowbit.adapter.card import ITS_BACKBONE, adapter_card
 from lowbit.adapter.files import (
     INFO_FILE,
-    TENSORS_FILE,
+    adapter_files,
     adapter_folder,
     is_adapter,
     read_adapter,
@@ -12,17 +12,18 @@ from lowbit.adapter.files import (
     record_scores,
     write_adapter,
 )
-from lowbit.adapter.info import CAUSAL_LM, AdapterInfo
+from lowbit.adapter.info import CAUSAL_LM, FACTORS, AdapterInfo
 from lowbit.adapter.load import check_classifier, load, load_causal_lm, load_classifier, task_fields
 from lowbit.adapter.merge import merge
 
 __all__ = [
     "CAUSAL_LM",
+    "FACTORS",
     "INFO_FILE",
     "ITS_BACKBONE",
-    "TENSORS_FILE",
     "AdapterInfo",
     "adapter_card",
+    "adapter_files",
     "adapter_folder",
     "adapter_target",
     "apply_adapter",

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from lowbit.adapter.factors import Pairs, factors_aside, put_factors, read_factors, take_factors_off
 from lowbit.adapter.files import read_adapter
-from lowbit.adapter.info import AdapterInfo
+from lowbit.adapter.info import FACTORS, AdapterInfo
 from lowbit.arch import base_prefix, find_module
 from lowbit.checkpoint import fingerprint, tensor_entry
 from lowbit.errors import AdapterError
@@ -49,8 +50,12 @@ def apply_adapter(model: PreTrainedModel, directory: str | Path) -> AdapterInfo:
             "load the backbone it was trained on"
         )
     own_values = {} if active is None else active.replaced  # what the model has without the active adapter
-    targets = {name: own_values.get(name, adapter_target(model, name)) for name in tensors}
-    widened = _widened(model, tensors)
+    pairs: Pairs = {}
+    with factors_aside(model):
+        if info.format == FACTORS:
+            pairs, tensors = read_factors(model, tensors)
+        targets = {name: own_values.get(name, adapter_target(model, name)) for name in tensors}
+        widened = _widened(model, tensors)
     sparse = {f"{path}.{part}" for path in widened for part in SPARSE}
     for name, tensor in tensors.items():
         if name not in sparse and targets[name].shape != tensor.shape:
@@ -64,6 +69,8 @@ def apply_adapter(model: PreTrainedModel, directory: str | Path) -> AdapterInfo:
     for path, module in widened.items():
         overlay(module, *(tensors[f"{path}.{part}"] for part in SPARSE))
     _assign(model, {name: tensor for name, tensor in tensors.items() if name not in sparse})
+    if pairs:
+        put_factors(model, pairs, tensors)
     return info
 
 
@@ -71,6 +78,7 @@ def remove_adapter(model: PreTrainedModel) -> None:
     """Take the adapter off: every value is again what it was before :func:`apply_adapter`, bit for bit."""
     active = getattr(model, "lowbit_adapter", None)
     if active is not None:
+        take_factors_off(model)
         for path, module in _widened(model, active.replaced).items():
             for part in SPARSE:
                 setattr(module, part, active.replaced[f"{path}.{part}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowbit.adapter.info import AdapterInfo
+from lowbit.adapter.info import FACTORS, AdapterInfo
 from lowbit.checkpoint import THIS_REPOSITORY, front_matter, generation_example, score_table
 
 ITS_BACKBONE = "ITS-BACKBONE"  # in a card: what pushing replaces by the backbone's name on the hub, if that is known
@@ -19,7 +19,7 @@ def adapter_card(info: AdapterInfo) -> str:
     return f"""{front_matter(**data)}
 # Task adapter for {info.task}
 
-What one task adds to a low-bit backbone of lowbit: the values of its outliers, and the task head where there is one.
+What one task adds to a low-bit backbone of lowbit: {_parts(info)}, and the task head where there is one.
 
 ```python
 {_example(info.is_language_model, backbone)}
@@ -48,6 +48,10 @@ def _example(is_language_model: bool, backbone: str) -> str:
 
 model = lowbit.load("{backbone}", adapter="{THIS_REPOSITORY}")
 print(list(lowbit.predict("{backbone}", ["some text"], adapter="{THIS_REPOSITORY}")))"""
+
+
+def _parts(info: AdapterInfo) -> str:
+    return "low-rank factors beside its linears" if info.format == FACTORS else "the values of its outliers"
 
 
 def _purpose(info: AdapterInfo) -> str:

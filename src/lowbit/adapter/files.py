@@ -1,4 +1,4 @@
-"""The task adapter on disk: ``task_adapter.json`` and ``task_adapter.safetensors``."""
+"""The task adapter on disk: ``task_adapter.json``, and ``task_adapter.safetensors`` or the files of peft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lowbit.adapter.card import adapter_card
-from lowbit.adapter.info import ADAPTER_VERSION, CAUSAL_LM, LABELS, AdapterInfo
+from lowbit.adapter.info import ADAPTER_VERSION, CAUSAL_LM, FACTORS, LABELS, VALUES, AdapterInfo
 from lowbit.checkpoint import (
     CARD_FILE,
     TensorEntry,
@@ -25,7 +25,9 @@ from lowbit.checkpoint import (
 from lowbit.errors import AdapterError, CheckpointError
 
 INFO_FILE = "task_adapter.json"
-TENSORS_FILE = "task_adapter.safetensors"
+# By format, the file with the tensors and what goes with it.
+_TENSORS_FILES = {VALUES: "task_adapter.safetensors", FACTORS: "adapter_model.safetensors"}
+_SIDE_FILES = {VALUES: (), FACTORS: ("adapter_config.json",)}
 # JSON types of the fields that other code relies on; each of them is required.
 _KINDS = {
     "fingerprint": str,
@@ -39,12 +41,17 @@ _KINDS = {
 }
 
 
+def adapter_files(directory: str | Path) -> tuple[str, ...]:
+    """The names of the files of an adapter, the one with the tensors first, the card apart."""
+    kind = read_info(directory).format
+    return (_TENSORS_FILES[kind], INFO_FILE, *_SIDE_FILES[kind])
+
+
 def adapter_folder(adapter: str | Path) -> Path:
     """The local folder of an adapter given as a folder or a hub id; neither raises AdapterError."""
     try:
-        return local_folder(
-            adapter, "a task adapter", f"a folder with {INFO_FILE}", [CARD_FILE, INFO_FILE, TENSORS_FILE]
-        )
+        wanted = [CARD_FILE, INFO_FILE, *_TENSORS_FILES.values(), *_SIDE_FILES[FACTORS]]
+        return local_folder(adapter, "a task adapter", f"a folder with {INFO_FILE}", wanted)
     except CheckpointError as error:
         raise AdapterError(str(error)) from error
 
@@ -54,13 +61,23 @@ def is_adapter(directory: str | Path) -> bool:
     return (Path(directory) / INFO_FILE).is_file()
 
 
-def write_adapter(output: str | Path, info: AdapterInfo, tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Write a new adapter directory, whole or not at all; an existing one raises OutputExistsError."""
+def write_adapter(
+    output: str | Path,
+    info: AdapterInfo,
+    tensors: Mapping[str, torch.Tensor],
+    side_files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a new adapter directory, whole or not at all; an existing one raises OutputExistsError.
+
+    ``side_files`` are further text files by name.
+    """
     entries = {name: TensorEntry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with atomic_directory(output) as partial:
-        with TensorWriter(partial / TENSORS_FILE, entries) as writer:
+        with TensorWriter(partial / _TENSORS_FILES[info.format], entries) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
+        for name, text in (side_files or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         _describe(partial, info)
     return Path(output)
 
@@ -90,6 +107,8 @@ def read_info(directory: str | Path) -> AdapterInfo:
                 raise AdapterError(f"{path} is damaged: {name} is {values[name]!r}")
         if values["task_type"] not in (LABELS, CAUSAL_LM):
             raise AdapterError(f"{path} is for a {values['task_type']!r}, which this lowbit does not know; update it")
+        if values.setdefault("format", VALUES) not in _TENSORS_FILES:
+            raise AdapterError(f"{path} holds {values['format']!r}, which this lowbit does not know; update it")
         values["metrics"] = tuple(values["metrics"])
         if values["label_names"] is not None:
             values["label_names"] = tuple(values["label_names"])
@@ -102,7 +121,7 @@ def read_adapter(directory: str | Path) -> tuple[AdapterInfo, dict[str, torch.Te
     """Description and tensors of an adapter, after every byte was compared with its checksum."""
     folder = adapter_folder(directory)
     info = read_info(folder)
-    file = folder / TENSORS_FILE
+    file = folder / _TENSORS_FILES[info.format]
     check_bytes(file, read_manifest(file))
     return info, load_file(file)
 

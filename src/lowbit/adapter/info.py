@@ -8,6 +8,7 @@ from typing import Any
 
 ADAPTER_VERSION = 1
 LABELS, CAUSAL_LM = "labels", "causal-lm"
+VALUES, FACTORS = "values", "factors"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class AdapterInfo:
     ``fingerprint`` names the backbone it was trained on; ``task_type`` is ``labels`` (classification and regression) or
     ``causal-lm``; ``label_names`` is None for regression and language models; ``trained`` counts what was trained by
     group; ``options`` records how; ``scores`` are metrics by evaluation set, None where undefined; ``backbone`` is the
-    backbone's name on the hub, where it was loaded from there.
+    backbone's name on the hub, where it was loaded from there. ``format`` is ``values`` (what takes the place of the
+    backbone's own) or ``factors`` (low-rank ones beside its linears, in the files of the library peft).
     """
 
     fingerprint: str
@@ -31,6 +33,7 @@ class AdapterInfo:
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     backbone: str | None = None
     task_type: str = LABELS
+    format: str = VALUES
     version: int = ADAPTER_VERSION
 
     @property

@@ -20,6 +20,7 @@ from lowbit.checkpoint.directory import (
     refuse_existing,
     weight_files,
 )
+from lowbit.checkpoint.floatweights import FloatWeights, open_float_weights
 from lowbit.checkpoint.measure import Size, measure
 from lowbit.checkpoint.quiet import quiet_transformers
 from lowbit.checkpoint.source import SourceCheckpoint, meta_model, open_source, own_class, read_config
@@ -49,6 +50,7 @@ __all__ = [
     "THIS_REPOSITORY",
     "WEIGHTS_FILE",
     "Entries",
+    "FloatWeights",
     "Size",
     "SourceCheckpoint",
     "TensorEntry",
@@ -70,6 +72,7 @@ __all__ = [
     "manifest_metadata",
     "measure",
     "meta_model",
+    "open_float_weights",
     "open_source",
     "own_class",
     "quiet_transformers",

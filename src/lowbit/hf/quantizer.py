@@ -167,7 +167,12 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def disk_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Every tensor of a quantized model by its name on disk, tied ones once."""
+    """Every tensor of a quantized model by its name on disk, tied ones once.
+
+    A model with an adapter of the library peft on it raises CheckpointError: a backbone has no place for factors.
+    """
+    if getattr(model, "peft_config", None):
+        raise CheckpointError("the model has low-rank factors on it, which a backbone cannot hold; take them off first")
     tensors: dict[str, torch.Tensor] = {}
     payloads = {path: module for path, module in model.named_modules() if isinstance(module, QuantModule)}
     tied = set(model.all_tied_weights_keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowbit.adapter import TENSORS_FILE, is_adapter, read_adapter
+from lowbit.adapter import adapter_files, is_adapter, read_adapter
 from lowbit.checkpoint import Verified, checkpoint_folder, is_backbone, verify_backbone
 from lowbit.errors import AdapterError, CheckpointError
 from lowbit.inspection.adapters import compare_adapters, describe_adapter
@@ -25,7 +25,7 @@ def verify(directory: str | Path) -> Verified:
     if not is_adapter(path):
         return verify_backbone(path)
     info, tensors = read_adapter(path)
-    return Verified(path, len(tensors), 0, (path / TENSORS_FILE).stat().st_size, info.fingerprint)
+    return Verified(path, len(tensors), 0, (path / adapter_files(path)[0]).stat().st_size, info.fingerprint)
 
 
 def inspect(

@@ -9,11 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
-from lowbit.arch import find_module, float_weight, weight_shape
-from lowbit.checkpoint import SourceCheckpoint, measure, meta_model, open_source, read_config
+from lowbit.checkpoint import FloatWeights, measure, open_float_weights, read_config
 from lowbit.errors import CheckpointError
 from lowbit.inspection.statistics import difference, norm, ratio, statistics
 from lowbit.inspection.stored import StoredBackbone, open_backbone
@@ -23,7 +19,7 @@ from lowbit.qtensor import QuantizedTensor
 
 def describe_backbone(path: Path, source: Path | None, progress: Progress | None) -> dict[str, Any]:
     """What is inside a backbone; with ``source``, the float model, errors are measured against it."""
-    with open_backbone(path) as backbone, _float_model(backbone, source) as floats:
+    with open_backbone(path) as backbone, _float_weights(backbone, source) as floats:
         rows, energies = [], []
         for name in _reported(backbone.specs, progress):
             tensor = backbone.module(name)
@@ -152,38 +148,15 @@ def _reported(names: Iterable[str], progress: Progress | None) -> Iterator[str]:
         yield name
 
 
-class _FloatModel:
-    """The weights of a float checkpoint under the relative names of a backbone of it."""
-
-    def __init__(
-        self, backbone: StoredBackbone, model: PreTrainedModel, source: SourceCheckpoint, folder: Path
-    ) -> None:
-        self._source, self._model = source, model
-        for name, spec in backbone.specs.items():
-            path = find_module(model, name)
-            if path is None or weight_shape(model.get_submodule(path)) != spec.shape:
-                raise CheckpointError(
-                    f"{folder} has no module {name!r} of shape {list(spec.shape)}; "
-                    f"give the float model that {backbone.folder} was made from"
-                )
-
-    def weight(self, name: str) -> torch.Tensor:
-        """The float weight [out, in] of one module."""
-        path = find_module(self._model, name)
-        assert path is not None
-        return float_weight(self._model.get_submodule(path), self._source.tensor(f"{path}.weight"))
-
-
 @contextmanager
-def _float_model(backbone: StoredBackbone, folder: Path | None) -> Iterator[_FloatModel | None]:
+def _float_weights(backbone: StoredBackbone, folder: Path | None) -> Iterator[FloatWeights | None]:
     if folder is None:
         yield None
         return
-    config = read_config(folder)
-    _check_model(backbone, config.model_type, folder)
-    model = meta_model(config)
-    with open_source(folder, model) as source:
-        yield _FloatModel(backbone, model, source, folder)
+    _check_model(backbone, read_config(folder).model_type, folder)
+    shapes = {name: spec.shape for name, spec in backbone.specs.items()}
+    with open_float_weights(folder, backbone.folder, shapes) as weights:
+        yield weights
 
 
 def _check_model(backbone: StoredBackbone, model_type: str, other: Path) -> None:

@@ -35,9 +35,11 @@ def tune(
     """Fine-tune for one task and write the result to a new directory.
 
     ``outliers`` (PreQuant's stage 2): ``model`` is a backbone, the result a task adapter. ``random``, ``scales`` and
-    ``bitfit`` do the same with random positions, with step sizes only and with biases only. ``full``: ordinary
-    fine-tuning of a float model, the result a float model. ``ptq``: the same, then quantized by ``options.recipe``.
-    The metrics are those of the result as it was written and loaded again.
+    ``bitfit`` do the same with random positions, with step sizes only and with biases only. ``lora`` trains low-rank
+    factors beside the backbone's linears, ``loftq`` from ``options.float_model``; both need the library peft, and their
+    adapters cannot be merged. ``full``: ordinary fine-tuning of a float model, the result a float model. ``ptq``: the
+    same, then quantized by ``options.recipe``. The metrics are those of the result as it was written and
+    loaded again.
 
     :class:`lowbit.data.TextData` tunes a causal language model on plain text, cut into blocks of ``max_length`` tokens
     (what is left over is dropped); ``outliers`` leaves embeddings and output projection frozen. The metrics are those

@@ -1,6 +1,7 @@
 """The methods of fine-tuning behind one trainer, by name."""
 
 from lowbit.tuning.methods.base import Method, Prepared
+from lowbit.tuning.methods.lora import LoftQ, Lora
 from lowbit.tuning.methods.sparse import Biases, Outliers, Random, Scales
 from lowbit.tuning.methods.whole import Full, PostTraining
 
@@ -9,6 +10,8 @@ METHODS: dict[str, type[Method]] = {
     "random": Random,
     "scales": Scales,
     "bitfit": Biases,
+    "lora": Lora,
+    "loftq": LoftQ,
     "full": Full,
     "ptq": PostTraining,
 }
