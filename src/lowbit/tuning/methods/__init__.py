@@ -1,6 +1,7 @@
 """The methods of fine-tuning behind one trainer, by name."""
 
 from lowbit.tuning.methods.base import Method, Prepared
+from lowbit.tuning.methods.qat import QAT
 from lowbit.tuning.methods.sparse import Biases, Outliers, Random, Scales
 from lowbit.tuning.methods.whole import Full, PostTraining
 
@@ -11,6 +12,7 @@ METHODS: dict[str, type[Method]] = {
     "bitfit": Biases,
     "full": Full,
     "ptq": PostTraining,
+    "qat": QAT,
 }
 
 __all__ = ["METHODS", "Method", "Prepared"]
