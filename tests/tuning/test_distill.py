@@ -26,7 +26,7 @@ def teachers(tiny, tmp_path_factory):
 
     def teacher(arch):
         if arch not in made:
-            chosen = options(epochs=6, learning_rate=3e-3)
+            chosen = options(epochs=3, learning_rate=3e-3)
             result = lowbit.tune(tiny.model(arch), folder / arch, toy_data(), method="full", options=chosen)
             made[arch] = result.path
         return made[arch]
