@@ -29,8 +29,8 @@ class FakeQuantLinear(nn.Module):
     of LSQ (Esser et al. 2020, arXiv 1902.08153), scaled by 1 / sqrt(n Qp). They are kept positive where they are used,
     not by training their logarithm: a start from stored step sizes is exact, and the gradient is LSQ's own.
 
-    ``offset`` [out, in], if there is one, is added to the quantized weight in ``forward``. While ``watch`` is true the
-    gradient of the quantized weight is added up in ``weight_grad``, over all backward passes and uses of the module.
+    ``offset`` [out, in], if there is one, is added to the quantized weight in ``forward``; where it requires a gradient,
+    that is the gradient of the quantized weight.
 
     Codebooks and zero points raise :class:`SchemeError`.
     """
@@ -48,8 +48,6 @@ class FakeQuantLinear(nn.Module):
         self.latent = nn.Parameter(weight.detach().float().contiguous().clone())
         self.bias = bias
         self.offset: torch.Tensor | None = None
-        self.watch = False
-        self.weight_grad: torch.Tensor | None = None
         with torch.no_grad():  # a strategy may choose other codes than the nearest ones
             start = tensor.dequantize()
             self.latent.copy_(torch.where(self.weight == start, self.latent, start))
@@ -62,13 +60,7 @@ class FakeQuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` float32 [..., in] to [..., out], in the dtype of autocast if that is on."""
-        weight = self.weight
-        if self.watch and weight.requires_grad:
-            weight.register_hook(self._add_gradient)
-        return F.linear(x, weight if self.offset is None else weight + self.offset, self.bias)
-
-    def _add_gradient(self, grad: torch.Tensor) -> None:
-        self.weight_grad = grad if self.weight_grad is None else self.weight_grad + grad
+        return F.linear(x, self.weight if self.offset is None else self.weight + self.offset, self.bias)
 
     @torch.no_grad()
     def pack(self) -> QuantizedTensor:
