@@ -175,7 +175,7 @@ def test_an_offset_is_added_behind_the_rounding():
 
 
 def test_the_gradient_of_the_offset_is_that_of_the_quantized_weight():
-    module, x = fake(gaussian(5, 8), Scheme(bits=2, strategy="lsq", outliers=None)), gaussian(4, 8, seed=1)
+    module, x = fake(gaussian(5, 8), Scheme(bits=2, outliers=None)), gaussian(4, 8, seed=1)
     module.offset = torch.zeros(5, 8, requires_grad=True)
     assert {name for name, _ in module.named_parameters()} == {"latent", "scale"}
     dense = torch.ones(5, 4) @ x

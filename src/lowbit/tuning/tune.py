@@ -37,6 +37,7 @@ def tune(
     ``outliers`` (PreQuant's stage 2): ``model`` is a backbone, the result a task adapter. ``random``, ``scales`` and
     ``bitfit`` do the same with random positions, with step sizes only and with biases only. ``full``: ordinary
     fine-tuning of a float model, the result a float model. ``ptq``: the same, then quantized by ``options.recipe``.
+    ``qat``: fine-tuning through the rounding, the result a quantized model by the same recipe.
     The metrics are those of the result as it was written and loaded again.
 
     :class:`lowbit.data.TextData` tunes a causal language model on plain text, cut into blocks of ``max_length`` tokens
