@@ -29,8 +29,8 @@ class FakeQuantLinear(nn.Module):
     of LSQ (Esser et al. 2020, arXiv 1902.08153), scaled by 1 / sqrt(n Qp). They are kept positive where they are used,
     not by training their logarithm: a start from stored step sizes is exact, and the gradient is LSQ's own.
 
-    ``offset`` [out, in], if there is one, is added to the quantized weight in ``forward``. The gradient of an offset that
-    requires one is that of the quantized weight.
+    ``offset`` [out, in], if there is one, is added to the quantized weight in ``forward``. The gradient of an offset
+    that requires one is that of the quantized weight.
 
     Codebooks and zero points raise :class:`SchemeError`.
     """
