@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lowbit.errors import SchemeError, WeightError
-from lowbit.nn import FakeQuantLinear
+from lowbit.nn import FakeQuantLinear, QuantLinear
 from lowbit.qtensor import QuantizedTensor, quantize_tensor, tensor_specs
 from lowbit.scheme import OutlierRule, Scheme
 from lowbit.strategies.grid import limits
@@ -71,7 +71,7 @@ def test_the_gradients_are_those_of_the_published_pseudocode(module):
     count = latent.numel() // scale.numel()
     factor = 1 / (count * positive) ** 0.5
     stored = scale.half().float() if module.scheme.granularity == "group" else scale
-    scaled = (scale * factor) + (stored - scale * factor).detach()
+    scaled = stored.detach() + (scale * factor - (scale * factor).detach())  # exactly what is stored
     rows = latent.view(scale.numel(), -1)
     steps = (rows / scaled.view(-1, 1)).clamp(-negative, positive)
     rounded = (steps + module.scheme.offset).round() - module.scheme.offset
@@ -162,6 +162,13 @@ def test_the_layer_is_the_product_with_its_quantized_weight():
     assert all(parameter.grad is not None for parameter in module.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(x).dtype == torch.bfloat16
+
+
+def test_inputs_are_rounded_where_the_scheme_asks_for_it():
+    tensor, x = quantize_tensor(gaussian(5, 8), Scheme.parse("w3a8")), gaussian(4, 8, seed=1)
+    module = FakeQuantLinear(gaussian(5, 8), tensor)
+    torch.testing.assert_close(module(x), QuantLinear(tensor)(x))
+    assert not torch.allclose(module(x), x @ module.weight.t(), rtol=1e-4, atol=1e-4)
 
 
 def test_an_offset_is_added_behind_the_rounding():

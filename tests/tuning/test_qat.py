@@ -95,7 +95,8 @@ def test_steps_change_as_fast_as_weights_relative_to_their_size(tiny, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("arch", "recipe"), [*((arch, "w3o2") for arch in BACKBONES), ("bert", "w2g16o0"), ("gpt2", "w2to1")]
+    ("arch", "recipe"),
+    [*((arch, "w3o2") for arch in BACKBONES), ("bert", "w2g16o0"), ("gpt2", "w2to1"), ("opt", "w2a8")],
 )
 def test_the_result_is_the_model_that_was_trained(tiny, tmp_path, spies, arch, recipe):
     result = tune(tiny.model(arch), tmp_path / "out", recipe)

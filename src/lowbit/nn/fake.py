@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowbit.errors import SchemeError
+from lowbit.kernels import round_tokens
 from lowbit.packing import pack
 from lowbit.qtensor import QuantizedTensor, check_finite, sparse_rows, tensor_specs
 from lowbit.scheme import CODEBOOKS, Scheme
@@ -23,7 +24,8 @@ class FakeQuantLinear(nn.Module):
 
     It starts from a float ``weight`` [out, in] and any quantization of it: the ``weight`` it computes with is then
     ``tensor.dequantize()``. Trained are ``latent``, ``scale`` (float32, in the shape of ``tensor.scale``) and ``bias``.
-    Outliers stay where they are in ``tensor``; their values are those of ``latent``, rounded to float16.
+    Outliers stay where they are in ``tensor``; their values are those of ``latent``, rounded to float16. Where the
+    scheme asks for it, inputs are rounded to 8 bits per token.
 
     Rounding lets gradients through within the range of the grid, and stops them outside. Step sizes have the gradient
     of LSQ (Esser et al. 2020, arXiv 1902.08153), scaled by 1 / sqrt(n Qp). They are kept positive where they are used,
@@ -60,6 +62,8 @@ class FakeQuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` float32 [..., in] to [..., out], in the dtype of autocast if that is on."""
+        if self.scheme.activations == "dynamic":
+            x = round_tokens(x)
         return F.linear(x, self.weight if self.offset is None else self.weight + self.offset, self.bias)
 
     @torch.no_grad()
