@@ -5,9 +5,11 @@ import torch
 import transformers
 
 import lowbit
+from lowbit.arch import pack_model
 from lowbit.calibration import blocks
 from lowbit.errors import CheckpointError, DataError, SchemeError, WeightError
-from lowbit.quantize import quantize_checkpoint, quantize_model
+from lowbit.nn import QuantModule
+from lowbit.quantize import fake_quantize_model, quantize_checkpoint, quantize_model
 from lowbit.recipe import Recipe
 from tests.models import file_bytes, load, save_tiny
 from tests.tiny import BACKBONES, random_states
@@ -38,6 +40,19 @@ def test_on_loading_too(tiny, tmp_path):
     options = {"quantization_config": lowbit.LowbitConfig(RECIPE.to_dict())}
     load("BertModel", tiny.model("bert"), **options).save_pretrained(tmp_path / "b")
     assert lowbit.verify(tmp_path / "a").fingerprint == lowbit.verify(tmp_path / "b").fingerprint
+
+
+def test_fake_quantizers_start_from_it(tiny):
+    models = [load("GPT2LMHeadModel", tiny.model("gpt2")) for _ in range(2)]
+    plans = [
+        quantize(model, RECIPE) for quantize, model in zip((quantize_model, fake_quantize_model), models, strict=True)
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0].errors == plans[1].errors
+    pack_model(models[1])
+    modules = [{n: m for n, m in model.named_modules() if isinstance(m, QuantModule)} for model in models]
+    assert list(modules[0]) == list(modules[1])
+    assert all(torch.equal(module.weight, modules[1][name].weight) for name, module in modules[0].items())
 
 
 def test_outputs_are_closer_than_with_the_nearest_codes(tiny):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.arch import find_module, float_weight, swap_modules, weight_shape
+from lowbit.arch import find_module, float_weight, swap_fake_modules, swap_modules, weight_shape
 from lowbit.budget import choose_bits, output_changes, spread_outliers
 from lowbit.calibration import blocks, generated_inputs, second_moments, text_inputs
 from lowbit.checkpoint import (
@@ -106,6 +106,27 @@ def quantize_model(
 
     A strategy that needs a Hessian takes the tokenizer from where the model was loaded from.
     """
+    plan, tensors = _quantize_weights(model, recipe, texts, seed)
+    swap_modules(model, tensors)
+    return plan
+
+
+def fake_quantize_model(
+    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[str] | None = None, seed: int = 0
+) -> Plan:
+    """Like :func:`quantize_model`, but the linears can be trained further; :func:`lowbit.arch.pack_model` ends that.
+
+    A grid that cannot be trained raises SchemeError with the name of the module.
+    """
+    plan, tensors = _quantize_weights(model, recipe, texts, seed)
+    swap_fake_modules(model, tensors)
+    return plan
+
+
+def _quantize_weights(
+    model: PreTrainedModel, recipe: Recipe, texts: Sequence[str] | None, seed: int
+) -> tuple[Plan, dict[str, QuantizedTensor]]:
+    """The plan for a loaded float model, and its quantized weights by path."""
     plan = plan_model(model, recipe)
     done: Mapping[str, Outcome] = {}
     if _calibrates(plan, texts):
@@ -116,8 +137,7 @@ def quantize_model(
         tensors[path], errors[entry.name] = done.get(path) or _quantize(entry, _model_weight(model, entry), seed)
     for name, parameter in model.named_parameters():
         _check(name, parameter.data)
-    swap_modules(model, tensors)
-    return replace(plan, errors=errors)
+    return replace(plan, errors=errors), tensors
 
 
 class _Stream:

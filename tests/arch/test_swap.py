@@ -5,24 +5,32 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowbit.arch import find_module, float_weight, roles, swap_modules, weight_shape
-from lowbit.errors import UnsupportedModelError
-from lowbit.nn import QuantEmbedding, QuantLinear, TiedQuantEmbedding, TiedQuantLinear
+from lowbit.arch import (
+    find_module,
+    float_weight,
+    pack_model,
+    roles,
+    swap_fake_modules,
+    swap_modules,
+    weight_shape,
+)
+from lowbit.errors import SchemeError, UnsupportedModelError, WeightError
+from lowbit.nn import FakeQuantLinear, QuantEmbedding, QuantLinear, TiedQuantEmbedding, TiedQuantLinear
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import Scheme
-from tests.models import LANGUAGE_MODELS, output, tiny_model
+from tests.models import LANGUAGE_MODELS, output, payloads, same, tiny_model
 
 FINE = Scheme(bits=8, outliers=None)
 
 
-def swapped(model, kinds=("linear", "conv1d", "embedding"), scheme=FINE):
+def swapped(model, kinds=("linear", "conv1d", "embedding"), scheme=FINE, swap=swap_modules):
     """Quantize the modules of these kinds in place and return their quantized tensors by path."""
     tensors = {}
     for role in roles(model):
         if role.kind in kinds:
             module = model.get_submodule(role.path)
             tensors[role.path] = quantize_tensor(float_weight(module, module.weight.data), scheme)
-    swap_modules(model, tensors)
+    swap(model, tensors)
     return tensors
 
 
@@ -142,3 +150,41 @@ def test_padding_and_dtype_of_the_table():
     table = model.embeddings.word_embeddings
     assert table.padding_idx == 1
     assert table(torch.tensor([3])).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("arch", "class_name"), LANGUAGE_MODELS)
+def test_fake_quantizers_start_as_the_quantized_model_and_are_packed_into_it(arch, class_name):
+    reference, model = (tiny_model(arch, class_name) for _ in range(2))
+    scheme = Scheme(bits=3)
+    swapped(reference, scheme=scheme)
+    blocks = [role.path for role in roles(model) if role.kind in ("linear", "conv1d")]
+    swapped(model, scheme=scheme, swap=swap_fake_modules)
+    assert [path for path, module in model.named_modules() if isinstance(module, FakeQuantLinear)] == blocks
+    torch.testing.assert_close(output(model), output(reference), rtol=1e-5, atol=1e-5)
+    pack_model(model)
+    assert same(payloads(model), payloads(reference))
+    assert torch.equal(output(model), output(reference))
+    assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in reference.named_modules()]
+
+
+@pytest.mark.parametrize(("arch", "class_name"), [("t5", "T5ForConditionalGeneration"), ("gpt2", "GPT2LMHeadModel")])
+def test_every_latent_weight_gets_a_gradient(arch, class_name):
+    model = tiny_model(arch, class_name)
+    swapped(model, scheme=Scheme(bits=3), swap=swap_fake_modules)
+    with torch.enable_grad():
+        batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[4, 5, 6]])}
+        model(**batch).loss.backward()
+    missing = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert missing == set()
+
+
+def test_a_module_that_cannot_be_trained_or_packed_is_named():
+    with pytest.raises(SchemeError, match=r"layer\.0\.attention\.self\.query: only symmetric grids"):
+        swapped(tiny_model("bert", "BertModel"), ("linear",), Scheme(symmetric=False), swap_fake_modules)
+    model = tiny_model("bert", "BertModel")
+    swapped(model, ("linear",), swap=swap_fake_modules)
+    dense = model.encoder.layer[1].output.dense
+    dense.latent.data[0, 0] = torch.nan
+    with pytest.raises(WeightError, match=r"layer\.1\.output\.dense: 1 of 1536 weights are NaN"):
+        pack_model(model)
+    assert model.encoder.layer[1].output.dense is dense

@@ -63,7 +63,7 @@ def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("method", ["full", "ptq"])
+@pytest.mark.parametrize("method", ["full", "ptq", "qat"])
 def test_the_other_methods_go_on_too(tiny, tmp_path, method):
     chosen = options(epochs=2, save_steps=2, recipe=Recipe.parse("w3o1"))
     run = {"method": method, "options": chosen}

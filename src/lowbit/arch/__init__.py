@@ -12,7 +12,7 @@ from lowbit.arch.roles import (
     tied_modules,
     untie,
 )
-from lowbit.arch.swap import float_weight, swap_modules, weight_shape
+from lowbit.arch.swap import float_weight, pack_model, swap_fake_modules, swap_modules, weight_shape
 from lowbit.arch.table import ARCHITECTURES
 
 __all__ = [
@@ -23,9 +23,11 @@ __all__ = [
     "float_weight",
     "is_head",
     "own_tensors",
+    "pack_model",
     "position_limit",
     "relative_name",
     "roles",
+    "swap_fake_modules",
     "swap_modules",
     "tied_modules",
     "untie",

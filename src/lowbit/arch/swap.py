@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.arch.roles import tied_modules
-from lowbit.errors import UnsupportedModelError
-from lowbit.nn import QuantEmbedding, QuantLinear, TiedQuantEmbedding, TiedQuantLinear
+from lowbit.errors import UnsupportedModelError, naming
+from lowbit.nn import FakeQuantLinear, QuantEmbedding, QuantLinear, TiedQuantEmbedding, TiedQuantLinear
 from lowbit.qtensor import QuantizedTensor
 
 
@@ -43,10 +43,41 @@ def swap_modules(model: PreTrainedModel, tensors: dict[str, QuantizedTensor]) ->
         model.resize_token_embeddings = _refuse_resize
 
 
+def swap_fake_modules(model: PreTrainedModel, tensors: dict[str, QuantizedTensor]) -> None:
+    """Replace the linears at the given paths by fake quantizers that start from these tensors, to be trained.
+
+    Word embeddings become quantized ones for good, and are not trained: so they are shared by what is tied to them, and
+    a step unpacks the rows of its batch only. A grid that cannot be trained raises :class:`SchemeError`.
+    """
+    tables = {path: t for path, t in tensors.items() if isinstance(model.get_submodule(path), nn.Embedding)}
+    swap_modules(model, tables)
+    for path, tensor in tensors.items():
+        if path not in tables:
+            model.set_submodule(path, _fake(path, model.get_submodule(path), tensor))
+
+
+def pack_model(model: PreTrainedModel) -> None:
+    """Replace the fake quantizers of :func:`swap_fake_modules` by quantized modules of the same weights, bit for bit.
+
+    Weights that are not finite raise :class:`WeightError` with the module's path, and the model stays as it is.
+    """
+    tensors = {}
+    for path, module in model.named_modules():
+        if isinstance(module, FakeQuantLinear):
+            with naming(path):
+                tensors[path] = module.pack()
+    swap_modules(model, tensors)
+
+
 def _quantized(module: nn.Module, tensor: QuantizedTensor) -> nn.Module:
     if isinstance(module, nn.Embedding):
         return QuantEmbedding(tensor, module.padding_idx, module.weight.dtype, _embed_scale(module))
     return QuantLinear(tensor, module.bias)  # type: ignore[arg-type]
+
+
+def _fake(path: str, module: nn.Module, tensor: QuantizedTensor) -> FakeQuantLinear:
+    with naming(path):
+        return FakeQuantLinear(float_weight(module, module.weight.data), tensor, module.bias)  # type: ignore[arg-type]
 
 
 def _tied(module: nn.Module, table: QuantEmbedding) -> nn.Module:

@@ -1,6 +1,7 @@
 """Modules over quantized weights."""
 
 from lowbit.nn.embedding import QuantEmbedding, TiedQuantEmbedding
+from lowbit.nn.fake import FakeQuantLinear
 from lowbit.nn.linear import QuantLinear, TiedQuantLinear
 from lowbit.nn.overlay import SPARSE, overlay, rows_of, widen
 from lowbit.nn.payload import CODES, QuantModule, empty_tensor
@@ -8,6 +9,7 @@ from lowbit.nn.payload import CODES, QuantModule, empty_tensor
 __all__ = [
     "CODES",
     "SPARSE",
+    "FakeQuantLinear",
     "QuantEmbedding",
     "QuantLinear",
     "QuantModule",

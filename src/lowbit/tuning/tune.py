@@ -38,8 +38,8 @@ def tune(
     ``bitfit`` do the same with random positions, with step sizes only and with biases only. ``lora`` trains low-rank
     factors beside the backbone's linears, ``loftq`` from ``options.float_model``; both need the library peft, and their
     adapters cannot be merged. ``full``: ordinary fine-tuning of a float model, the result a float model. ``ptq``: the
-    same, then quantized by ``options.recipe``. The metrics are those of the result as it was written and
-    loaded again.
+    same, then quantized by ``options.recipe``. ``qat``: fine-tuning through the rounding, the result a quantized model
+    by the same recipe. The metrics are those of the result as it was written and loaded again.
 
     :class:`lowbit.data.TextData` tunes a causal language model on plain text, cut into blocks of ``max_length`` tokens
     (what is left over is dropped); ``outliers`` leaves embeddings and output projection frozen. The metrics are those
@@ -80,7 +80,7 @@ def tune(
         options,
         collate=collate,
         items=task.items,
-        loss=distillation(_teacher(task, options, tokenizer)) if options.teacher else label_loss,
+        loss=distillation(_teacher(task, options, tokenizer, tuned)) if options.teacher else label_loss,
         held_out=held_out,
         saved=saved,
         progress=progress,
@@ -128,10 +128,19 @@ def _check_cache(options: TuneOptions) -> None:
         )
 
 
-def _teacher(task: LabelTask | TextTask, options: TuneOptions, tokenizer: Any) -> PreTrainedModel:
-    """The float model to learn from; one that reads other tokens raises AdapterError."""
+def _teacher(
+    task: LabelTask | TextTask, options: TuneOptions, tokenizer: Any, student: PreTrainedModel
+) -> PreTrainedModel:
+    """The float model to learn from; one of other tokens or another width raises AdapterError."""
     assert options.teacher is not None
     folder = checkpoint_folder(options.teacher)
     if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise AdapterError(f"the teacher {folder} reads other tokens than the model; give one with the same tokenizer")
-    return task.teacher(folder)
+    teacher = task.teacher(folder)
+    widths = [model.config.hidden_size for model in (teacher, student)]
+    if widths[0] != widths[1]:
+        raise AdapterError(
+            f"the teacher {folder} has hidden states of width {widths[0]}, the model of {widths[1]}; "
+            "give one of the same width"
+        )
+    return teacher

@@ -2,6 +2,7 @@
 
 from lowbit.tuning.methods.base import Method, Prepared
 from lowbit.tuning.methods.lora import LoftQ, Lora
+from lowbit.tuning.methods.qat import QAT
 from lowbit.tuning.methods.sparse import Biases, Outliers, Random, Scales
 from lowbit.tuning.methods.whole import Full, PostTraining
 
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Method]] = {
     "loftq": LoftQ,
     "full": Full,
     "ptq": PostTraining,
+    "qat": QAT,
 }
 
 __all__ = ["METHODS", "Method", "Prepared"]

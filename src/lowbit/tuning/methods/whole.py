@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from lowbit.checkpoint import atomic_directory, copy_side_files, quiet_transformers
 from lowbit.hf import LowbitConfig, attach, save
+from lowbit.plan import Plan
 from lowbit.quantize import quantize_model
 from lowbit.tuning.methods.base import Batch, Method, Prepared
 
-_LEARNING_RATE = 5e-5
+LEARNING_RATE = 5e-5
 
 
 class Full(Method):
@@ -22,7 +25,7 @@ class Full(Method):
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Train everything at one rate."""
         parameters = list(self.model.parameters())
-        group = {"params": parameters, "lr": self.options.learning_rate or _LEARNING_RATE}
+        group = {"params": parameters, "lr": self.options.learning_rate or LEARNING_RATE}
         return Prepared(self.model, {"all": sum(p.numel() for p in parameters)}, [group])
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
@@ -38,7 +41,12 @@ class PostTraining(Full):
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the quantized model."""
-        self.model.config.lowbit_task = dict(fields)
         plan = quantize_model(self.model.cpu(), self.options.recipe, seed=self.options.seed)
-        attach(self.model, LowbitConfig.from_plan(plan))
-        save(self.model, output, source=self.folder)
+        write_quantized(self.model, plan, self.folder, output, fields)
+
+
+def write_quantized(model: PreTrainedModel, plan: Plan, source: Path, output: Path, fields: Mapping[str, Any]) -> None:
+    """Write a model that was quantized by a plan, with what it is for, and the tokenizer of ``source``."""
+    model.config.lowbit_task = dict(fields)
+    attach(model, LowbitConfig.from_plan(plan))
+    save(model, output, source=source)
