@@ -1,9 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lowbit.losses import IGNORED, hidden_distance, logit_distance, token_losses
+from lowbit.losses import IGNORED, hidden_distance, logit_distance, output_distance, token_losses
 
 
 def gaussian(*shape, seed=0):
@@ -73,3 +74,46 @@ def test_token_losses_skip_what_is_not_scored():
     logits, labels = gaussian(2, 3, 5), torch.tensor([[1, IGNORED, 4], [IGNORED, 0, IGNORED]])
     expected = [-logits[row, token].log_softmax(-1)[labels[row, token]] for row, token in ((0, 0), (0, 2), (1, 1))]
     torch.testing.assert_close(token_losses(logits, labels), torch.stack(expected))
+
+
+def outputs(rows=2, tokens=3, seed=0, **shapes):
+    generator = torch.Generator().manual_seed(seed)
+    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    states = (torch.randn(rows, tokens, 4, generator=generator), torch.randn(rows, tokens, 4, generator=generator))
+    return SimpleNamespace(hidden_states=states, **values)
+
+
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
+
+
+def test_outputs_without_a_head_are_compared_by_their_last_states():
+    student, teacher = outputs(seed=0), outputs(seed=1)
+    expected = hidden_distance(student.hidden_states[-1], teacher.hidden_states[-1], MASK)
+    assert torch.equal(output_distance(student, teacher, MASK), expected)
+    assert torch.equal(output_distance(student, teacher, MASK, hidden=0.5), 0.5 * expected)
+    assert float(output_distance(teacher, teacher, MASK)) == 0
+
+
+def test_logits_of_texts_and_of_tokens_are_compared():
+    for shape in ((2, 5), (2, 3, 5)):
+        student, teacher = outputs(seed=0, logits=shape), outputs(seed=1, logits=shape)
+        kept = (slice(None),) if len(shape) == 2 else (MASK.bool(),)
+        expected = logit_distance(student.logits[kept], teacher.logits[kept], 2.0)
+        found = output_distance(student, teacher, MASK, temperature=2.0, hidden=0.0)
+        torch.testing.assert_close(found, expected)
+        if len(shape) == 3:  # what is said of padding does not count
+            student.logits[1, 2] += 1
+            torch.testing.assert_close(output_distance(student, teacher, MASK, temperature=2.0, hidden=0.0), found)
+
+
+def test_a_decoder_with_inputs_of_its_own_is_compared_at_each_of_them():
+    student, teacher = outputs(seed=0, logits=(2, 7, 5)), outputs(seed=1, logits=(2, 7, 5))
+    expected = logit_distance(student.logits.flatten(0, 1), teacher.logits.flatten(0, 1))
+    torch.testing.assert_close(output_distance(student, teacher, MASK, hidden=0.0), expected)
+
+
+def test_both_ends_of_an_answer_are_compared():
+    student = outputs(seed=0, start_logits=(2, 3), end_logits=(2, 3))
+    teacher = outputs(seed=1, start_logits=(2, 3), end_logits=(2, 3))
+    expected = sum(logit_distance(getattr(student, n), getattr(teacher, n)) for n in ("start_logits", "end_logits"))
+    torch.testing.assert_close(output_distance(student, teacher, MASK, hidden=0.0), expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -43,3 +45,36 @@ def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Te
     weight = mask.to(torch.float32)[..., None]
     error = ((student.float() - teacher.float()).square() * weight).sum()
     return error / (teacher.float().square() * weight).sum()
+
+
+def output_distance(
+    student: Any, teacher: Any, mask: torch.Tensor, *, temperature: float = 1.0, hidden: float = 1.0
+) -> torch.Tensor:
+    """How far two models' outputs for the same batch are apart: in what they predict, and in what they see.
+
+    The first part is :func:`logit_distance`, where there are logits for each token over the tokens; models without a
+    head have none. The second one, times ``hidden``, is :func:`hidden_distance` of the last hidden states. ``mask``
+    [rows, tokens] is 0 at padding, which both leave out. Outputs are transformers' with ``output_hidden_states=True``.
+    """
+    found = hidden * hidden_distance(_last_states(student), _last_states(teacher), mask)
+    for name in ("logits", "start_logits", "end_logits"):
+        logits = getattr(teacher, name, None)
+        if logits is not None:
+            found = found + logit_distance(*_scored(getattr(student, name), logits, mask), temperature)
+    return found
+
+
+def _last_states(output: Any) -> torch.Tensor:
+    """Hidden states [rows, tokens, width] of the last layer; of the encoder, where there are two stacks."""
+    states = getattr(output, "encoder_hidden_states", None) or output.hidden_states
+    return states[-1]
+
+
+def _scored(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both models' logits as [n, outputs]: a row per text, or per token that is no padding."""
+    if teacher.dim() == 2:
+        return student, teacher
+    if teacher.shape[:2] != mask.shape:  # of a decoder with inputs of its own
+        return student.flatten(0, 1), teacher.flatten(0, 1)
+    kept = mask.bool()
+    return student[kept], teacher[kept]

@@ -117,10 +117,10 @@ def test_every_token_of_a_language_model_counts(tiny):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_teacher_changes_the_result_of_every_method(tiny, teachers, tmp_path, method):
-    start = tiny.backbone("bert") if METHODS[method].from_backbone else tiny.model("bert")
+    start, needed = tiny.start(method)
     files = []
     for name, teacher in (("alone", None), ("taught", teachers("bert"))):
-        chosen = options(batch_size=24, teacher=teacher, recipe=Recipe.parse("w2"))  # one step
+        chosen = options(batch_size=24, teacher=teacher, recipe=Recipe.parse("w2"), **needed)  # one step
         result = lowbit.tune(start, tmp_path / name, toy_data(), method=method, options=chosen)
         (file,) = result.path.glob("*.safetensors")
         files.append(load_file(file))

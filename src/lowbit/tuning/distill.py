@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lowbit.losses import hidden_distance, logit_distance
+from lowbit.losses import output_distance
 
 Loss = Callable[[nn.Module, Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -31,23 +30,7 @@ def distillation(teacher: PreTrainedModel) -> Loss:
         with torch.no_grad():
             target = teacher(**inputs, output_hidden_states=True)
         output = model(**inputs, output_hidden_states=True)
-        hidden = hidden_distance(_last_states(output), _last_states(target), _mask(inputs))
-        return output.loss + logit_distance(_rows(output.logits), _rows(target.logits)) + hidden
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return output.loss + output_distance(output, target, mask)
 
     return loss
-
-
-def _last_states(output: Any) -> torch.Tensor:
-    """Hidden states [rows, tokens, width] of the last layer; of the encoder, where there are two stacks."""
-    states = getattr(output, "encoder_hidden_states", None) or output.hidden_states
-    return states[-1]
-
-
-def _mask(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """1 for tokens, 0 for padding."""
-    return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-
-
-def _rows(logits: torch.Tensor) -> torch.Tensor:
-    """Logits as [rows, outputs]; every token of a language model is a row."""
-    return logits.flatten(0, -2)
