@@ -1,6 +1,27 @@
 """Zero-shot quantization: a student and a generator play against each other, without data."""
 
+from lowbit.zeroshot.adaptation import FeatureAdaptation, aligned_adaptation, random_adaptation
+from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
+from lowbit.zeroshot.embedding import Mixture, mixed_embeddings
+from lowbit.zeroshot.generator import LanguageModelGenerator, StateGenerator, TransformerGenerator
 from lowbit.zeroshot.minimax import Counts, Descent, SamSga
 from lowbit.zeroshot.sam import Ball, Target
 
-__all__ = ["Ball", "Counts", "Descent", "SamSga", "Target"]
+__all__ = [
+    "Ball",
+    "BatchSource",
+    "Counts",
+    "Descent",
+    "FeatureAdaptation",
+    "GeneratedBatch",
+    "LanguageModelGenerator",
+    "Mixture",
+    "SamSga",
+    "StateGenerator",
+    "Target",
+    "Template",
+    "TransformerGenerator",
+    "aligned_adaptation",
+    "mixed_embeddings",
+    "random_adaptation",
+]
