@@ -4,10 +4,14 @@ from lowbit.zeroshot.adaptation import FeatureAdaptation, aligned_adaptation, ra
 from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
 from lowbit.zeroshot.embedding import Mixture, mixed_embeddings
 from lowbit.zeroshot.generator import LanguageModelGenerator, StateGenerator, TransformerGenerator
+from lowbit.zeroshot.methods import METHODS
 from lowbit.zeroshot.minimax import Counts, Descent, SamSga
+from lowbit.zeroshot.options import ZeroShotOptions, ZeroShotResult, parse_recipe, short_form
+from lowbit.zeroshot.run import zeroshot
 from lowbit.zeroshot.sam import Ball, Target
 
 __all__ = [
+    "METHODS",
     "Ball",
     "BatchSource",
     "Counts",
@@ -21,7 +25,12 @@ __all__ = [
     "Target",
     "Template",
     "TransformerGenerator",
+    "ZeroShotOptions",
+    "ZeroShotResult",
     "aligned_adaptation",
     "mixed_embeddings",
+    "parse_recipe",
     "random_adaptation",
+    "short_form",
+    "zeroshot",
 ]

@@ -23,18 +23,34 @@ _LENGTHS = (4, 48)  # shortest and longest row, special tokens not counted
 
 @dataclass(frozen=True, eq=False)
 class GeneratedBatch:
-    """``inputs``, as a model takes them by name, and the ``mixture`` that stands in for their ordinary tokens.
+    """``inputs``, as a model takes them by name, and the ``mixture`` that stands in for their ordinary tokens, if any.
 
     ``input_ids`` and ``attention_mask`` int64 [rows, tokens], padded on the right; ``token_type_ids`` where the tokenizer
     gives them, ``decoder_input_ids`` where the model has a decoder that needs them.
     """
 
     inputs: dict[str, torch.Tensor]
-    mixture: Mixture
+    mixture: Mixture | None = None
 
     def detach(self) -> GeneratedBatch:
         """The same without the way back to the generator."""
-        return GeneratedBatch(self.inputs, self.mixture.detach())
+        return GeneratedBatch(self.inputs, None if self.mixture is None else self.mixture.detach())
+
+    def to(self, device: torch.device | str) -> GeneratedBatch:
+        """The same on another device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return GeneratedBatch(inputs, None if self.mixture is None else self.mixture.to(device))
+
+    def part(self, index: int, parts: int) -> GeneratedBatch:
+        """One of so many equal parts of its rows."""
+        if parts == 1:
+            return self
+        size = len(self.inputs["input_ids"]) // parts
+        rows = slice(index * size, (index + 1) * size)
+        mixture = self.mixture
+        if mixture is not None:
+            mixture = Mixture(mixture.ids[rows], mixture.weights[rows], mixture.present[rows])
+        return GeneratedBatch({name: tensor[rows] for name, tensor in self.inputs.items()}, mixture)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +104,7 @@ class Template:
             raise SchemeError(f"a share of {pairs} pairs; use 0 to 1")
         self._lengths, self._pairs, self._pad = (shortest, longest), pairs, tokenizer.pad_token_id
         self._has_segments = "token_type_ids" in tokenizer(word)
-        self._decoder_start = _decoder_start(model)
+        self._decoder_start = decoder_start(model)
 
     def draw(self, rows: int, rng: torch.Generator) -> Layout:
         """Lengths, pairs and where these part, drawn from ``rng`` alone."""
@@ -107,14 +123,13 @@ class Template:
         if self._has_segments:
             inputs["token_type_ids"] = layout.segments
         if self._decoder_start is not None:
-            start = input_ids.new_full((len(input_ids), 1), self._decoder_start)
-            inputs["decoder_input_ids"] = torch.cat([start, input_ids[:, :-1]], dim=1)
+            inputs["decoder_input_ids"] = read_later(input_ids, self._decoder_start)
         return GeneratedBatch(inputs, mixture)
 
     def _row(self, length_chance: float, pair_chance: float, part_chance: float) -> list[tuple[int, int]]:
         """Ids and segments of one row; ``_ORDINARY`` stands for ids to come."""
         low, high = self._lengths
-        length = min(high, math.floor(low * ((high + 1) / low) ** length_chance))
+        length = spread_length(low, high, length_chance)
         if pair_chance >= self._pairs:
             return _spelled(self._single, [length])
         first = 1 + math.floor(part_chance * (length - 1))
@@ -133,6 +148,16 @@ class BatchSource(nn.Module):
         layout = self.template.draw(rows, rng)
         states = self.generator.states(rows, layout.length, rng)
         return self.template.fill(layout, *self.adaptation(states, rng))
+
+
+def spread_length(low: int, high: int, chance: float) -> int:
+    """A length from ``low`` to ``high``; its logarithm is even in an even ``chance`` from 0 to 1."""
+    return min(high, math.floor(low * ((high + 1) / low) ** chance))
+
+
+def read_later(input_ids: torch.Tensor, start: int) -> torch.Tensor:
+    """Ids [rows, tokens] one place later, behind ``start``, as a decoder reads what it is to predict."""
+    return torch.cat([input_ids.new_full((len(input_ids), 1), start), input_ids[:, :-1]], dim=1)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, *words: str) -> list[tuple[int, int]]:
@@ -174,7 +199,7 @@ def _laid_out(rows: list[list[tuple[int, int]]], pad: int) -> Layout:
     return Layout(ids, places, segments, mask)
 
 
-def _decoder_start(model: PreTrainedModel) -> int | None:
+def decoder_start(model: PreTrainedModel) -> int | None:
     """What a decoder that reads the text one place later starts with; None where there is no such decoder."""
     if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return None

@@ -1,0 +1,193 @@
+"""``lowbit.zeroshot`` end to end: every kind of model, every method."""
+
+import pytest
+import torch
+
+import lowbit
+from lowbit.checkpoint import read_quantization_config
+from lowbit.errors import (
+    AdapterError,
+    CheckpointError,
+    DataError,
+    OutputExistsError,
+    SchemeError,
+    UnsupportedModelError,
+)
+from lowbit.nn import QuantLinear
+from lowbit.zeroshot import METHODS
+from tests.models import file_bytes, stored
+from tests.tiny import options as tune_options
+from tests.tiny import random_states, texts_of, toy_data
+from tests.zeroshot.runs import TEXTS, gap_of, zeroshot
+
+MODELS = [
+    ("bert", "BertForSequenceClassification"),
+    ("bert", "BertModel"),
+    ("bert", "BertForMaskedLM"),
+    ("t5", "T5ForConditionalGeneration"),
+    ("t5", "T5ForSequenceClassification"),
+    ("t5", "T5Model"),
+    ("opt", "OPTForCausalLM"),
+    ("gpt2", "GPT2ForSequenceClassification"),
+]
+CLASSIFIER = MODELS[0]
+
+
+@pytest.mark.parametrize(("arch", "class_name"), MODELS, ids=[name for _, name in MODELS])
+def test_the_result_is_nearer_to_its_teacher(tiny, tmp_path, arch, class_name):
+    model = tiny.model(arch, class_name)
+    result = zeroshot(model, tmp_path / "out")
+    assert result.gap < 0.8 * result.start_gap
+    assert gap_of(model, result.path) == pytest.approx(result.gap, rel=1e-4)
+    assert lowbit.verify(result.path)
+    loaded = lowbit.load(result.path)
+    assert type(loaded).__name__ == class_name
+    linears = [module for module in loaded.modules() if isinstance(module, QuantLinear)]
+    assert len(linears) >= 8
+    assert {module.tensor.scheme.activations for module in linears} == {"dynamic"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_an_ordinary_model(tiny, tmp_path, method):
+    model = tiny.model(*CLASSIFIER)
+    texts = TEXTS if method == "real" else None
+    generator = tiny.model("opt") if method == "sampled" else None
+    result = zeroshot(model, tmp_path / "out", method=method, texts=texts, generator=generator)
+    assert (result.method, result.scheme, result.path) == (method, "w2a8o0", tmp_path / "out")
+    assert (result.gap < result.start_gap) == (method != "rtn")
+    assert gap_of(model, result.path) == pytest.approx(result.gap, rel=1e-4)
+    assert len(result.record) == (0 if method == "rtn" else 8)
+    assert any(row["sharpness"] for row in result.record) == METHODS[method].sharp
+    assert all(("generator_loss" in row) == METHODS[method].ascends for row in result.record)
+    assert [row["step"] for row in result.record if "gap" in row] == ([] if method == "rtn" else [4, 8])
+
+
+def test_results_are_evaluated_and_predicted_with(tiny, tmp_path):
+    data = toy_data()
+    result = zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", recipe="w4a8o1", method="random")
+    scores = lowbit.evaluate(result.path, data)
+    assert 0 <= scores["dev"]["accuracy"] <= 1
+    assert len(lowbit.predict(result.path, texts_of(data))) == len(data.evaluations["dev"])
+
+
+def test_a_bare_model_gives_a_backbone_to_tune(tiny, tmp_path):
+    result = zeroshot(tiny.model("bert"), tmp_path / "backbone", recipe="w2o2", method="random")
+    tuned = lowbit.tune(result.path, tmp_path / "adapter", toy_data(), options=tune_options(epochs=1))
+    assert tuned.trained["outliers"] > 0
+
+
+def test_nothing_trained_is_what_quantize_writes(tiny, tmp_path):
+    model = tiny.model(*CLASSIFIER)
+    recipe = {"scheme": {"bits": 3, "strategy": "gptq", "outliers": None}}
+    zeroshot(model, tmp_path / "out", recipe=recipe, method="rtn")
+    lowbit.quantize(model, recipe, output=tmp_path / "quantized")
+    ours, theirs = stored(tmp_path / "out")[0], stored(tmp_path / "quantized")[0]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_word_tables_stay_as_they_were_quantized(tiny, tmp_path):
+    """And the projection onto the vocabulary, which shares them; norms and linears are trained."""
+    model = tiny.model("opt")
+    zeroshot(model, tmp_path / "out", method="random")
+    lowbit.quantize(model, "w2a8o0", output=tmp_path / "quantized")
+    ours, theirs = stored(tmp_path / "out")[0], stored(tmp_path / "quantized")[0]
+    same = {name for name in ours if torch.equal(ours[name], theirs[name])}
+    assert {name for name in ours if "embed_tokens" in name} <= same
+    assert not any("fc1" in name or "layer_norm" in name for name in same)
+
+
+def test_outliers_are_kept_where_the_scheme_asks_for_them(tiny, tmp_path):
+    zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", recipe="w2a8o0.5", method="random", steps=1)
+    assert any(name.endswith("outlier_value") for name in stored(tmp_path / "out")[0])
+    assert read_quantization_config(tmp_path / "out")["recipe"]["scheme"]["outliers"]["share"] == 0.005
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny, tmp_path):
+    before, found = random_states(), []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(1) if name == "b" else None
+        result = zeroshot(tiny.model(*CLASSIFIER), tmp_path / name, steps=3, seed=seed)
+        found.append((file_bytes(result.path)["model.safetensors"], result.record, result.gap))
+        if name == "a":
+            assert random_states() == before
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_generator_that_shares_the_vocabulary(tiny, tmp_path):
+    """A language model instead of the built-in network: it is trained, and others that do not suit are refused."""
+    result = zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", generator=tiny.model("opt"), steps=4)
+    assert result.counts["ascents"] == 4
+    assert result.gap < result.start_gap
+
+
+def no_shared_piece(tiny, tmp_path):
+    """A language model whose vocabulary has no word of the target's."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "other"
+    lowbit.load(tiny.model("opt")).save_pretrained(folder)
+    words = {f"xyz{index}": index for index in range(64)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="xyz0")))
+    tokenizer.pad_token = tokenizer.unk_token = "xyz0"
+    tokenizer.save_pretrained(folder)
+    return {"generator": folder}
+
+
+BAD = {
+    "generator of other words": (no_shared_piece, UnsupportedModelError, "share no piece"),
+    "generator that predicts nothing": (
+        lambda tiny, _: {"generator": tiny.model("bert")},
+        UnsupportedModelError | CheckpointError | ValueError,
+        "",
+    ),
+    "no such generator": (lambda *_: {"generator": "./nowhere"}, CheckpointError, "nowhere is not a model folder"),
+    "generator for nothing": (
+        lambda tiny, _: {"generator": tiny.model("opt"), "method": "random"},
+        SchemeError,
+        "'random' has no generator",
+    ),
+    "no text writer": (lambda *_: {"method": "sampled"}, SchemeError, "BertForSequenceClassification writes no text"),
+    "unknown method": (lambda *_: {"method": "zsqa"}, SchemeError, "unknown method 'zsqa'; use one of zsaq"),
+    "no texts": (lambda *_: {"method": "real"}, DataError, "`real` needs texts"),
+    "texts for nothing": (lambda *_: {"texts": TEXTS}, DataError, "no other method takes any"),
+    "blank texts": (lambda *_: {"method": "real", "texts": ["", " "]}, DataError, "no texts"),
+    "mixed texts": (lambda *_: {"method": "real", "texts": ["a", ("a", "b")]}, DataError, "give one kind"),
+    "grid that cannot be trained": (
+        lambda *_: {"recipe": {"scheme": {"bits": 2, "strategy": "kmeans"}}},
+        SchemeError,
+        "only symmetric grids",
+    ),
+    "lengths beyond the model": (lambda *_: {"lengths": (40, 50)}, SchemeError, "rows have room for 20"),
+    "too many candidates": (lambda *_: {"candidates": 50}, SchemeError, "50 candidates of 14 rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_error_and_nothing_is_written(tiny, tmp_path, name):
+    make, error, message = BAD[name]
+    changes = make(tiny, tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(error, match=message):
+        zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", **changes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_output_that_exists_and_a_quantized_model_are_refused(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError, match="exists already"):
+        zeroshot("./nowhere", tmp_path / "out")
+    with pytest.raises(AdapterError, match="is quantized already; give the float model"):
+        zeroshot(tiny.backbone("bert"), tmp_path / "other")
+
+
+def test_a_shared_embedding_module_cannot_be_replaced(tiny, tmp_path, monkeypatch):
+    from transformers import T5ForConditionalGeneration
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "get_decoder", lambda self: self.get_encoder(), raising=True)
+    with pytest.raises(UnsupportedModelError, match="share one embedding module"):
+        zeroshot(tiny.model("t5"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
