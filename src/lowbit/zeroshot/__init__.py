@@ -1,6 +1,6 @@
 """Zero-shot quantization: a student and a generator play against each other, without data."""
 
-from lowbit.zeroshot.adaptation import FeatureAdaptation, aligned_adaptation, random_adaptation
+from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing, aligned_adaptation, random_adaptation
 from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
 from lowbit.zeroshot.embedding import Mixture, mixed_embeddings
 from lowbit.zeroshot.generator import LanguageModelGenerator, StateGenerator, TransformerGenerator
@@ -15,6 +15,7 @@ __all__ = [
     "FeatureAdaptation",
     "GeneratedBatch",
     "LanguageModelGenerator",
+    "Mixing",
     "Mixture",
     "SamSga",
     "StateGenerator",

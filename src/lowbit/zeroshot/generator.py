@@ -57,13 +57,16 @@ class LanguageModelGenerator(nn.Module):
     into float32. One whose hidden states are not as wide as its output table raises :class:`UnsupportedModelError`.
     """
 
+    output_table: torch.Tensor
+    _ids: torch.Tensor
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model, self.tokenizer = model.base_model.eval().float().requires_grad_(True), tokenizer
         output = model.get_output_embeddings()
         if output is None or model.base_model is model:
             raise UnsupportedModelError(f"{type(model).__name__} predicts no tokens; give a causal language model")
-        self.output_table = output.weight.detach().float()
+        self.register_buffer("output_table", output.weight.detach().float(), persistent=False)
         self.width = self.output_table.shape[1]
         self._limit = position_limit(model)
         self.register_buffer("_ids", ordinary_ids(tokenizer), persistent=False)
