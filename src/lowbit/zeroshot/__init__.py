@@ -2,6 +2,7 @@
 
 from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing, aligned_adaptation, random_adaptation
 from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
+from lowbit.zeroshot.diversity import row_entropy
 from lowbit.zeroshot.embedding import Mixture, mixed_embeddings
 from lowbit.zeroshot.generator import LanguageModelGenerator, StateGenerator, TransformerGenerator
 from lowbit.zeroshot.minimax import Counts, Descent, SamSga
@@ -25,4 +26,5 @@ __all__ = [
     "aligned_adaptation",
     "mixed_embeddings",
     "random_adaptation",
+    "row_entropy",
 ]
