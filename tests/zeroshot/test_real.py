@@ -83,7 +83,7 @@ def test_the_built_in_generator_draws_from_the_whole_vocabulary(minilm):
 def _nearest_row(generator, adaptation, minilm):
     """Mean distance of embedded mixtures to the nearest row, in lengths of a row; share of distinct hard ids."""
     model, tokenizer = minilm
-    batch = BatchSource(generator, adaptation, Template(model, tokenizer))(8, rng())
+    batch = BatchSource(generator, adaptation, Template(model, tokenizer))(3, rng())
     embedding = input_embedding(model)
     with mixed_embeddings(model, batch.mixture):
         embedded = embedding(batch.inputs["input_ids"])[batch.mixture.present]
