@@ -13,7 +13,9 @@ CONTEXT.set_forkserver_preload(["lowbit.tuning.trainer", "transformers.models.be
 
 
 def run_apart(verb, *arguments, processes=1, kill=None, **settings):
-    """What the public function ``verb`` gives in each process, as ``to_dict()`` says it, with the steps that it ``reported``; None where it was killed.
+    """What the public function ``verb`` gives in each process, as ``to_dict()`` of it; None where it was killed.
+
+    The steps that it ``reported`` are in there, too.
 
     ``kill`` is (``module:attribute``, count): each process ends itself with SIGKILL instead of calling that function
     for the count-th time.

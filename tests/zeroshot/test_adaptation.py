@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 
 from lowbit.errors import SchemeError, UnsupportedModelError
 from lowbit.zeroshot import LanguageModelGenerator, TransformerGenerator, aligned_adaptation, random_adaptation
-from lowbit.zeroshot.adaptation import FeatureAdaptation
+from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing
 from lowbit.zeroshot.pieces import ordinary_ids
 from tests.models import WORDS, tiny_model, tiny_tokenizer
+from tests.tiny import random_states
 
 K = 5
 
@@ -26,7 +27,7 @@ def language_model():
 
 def aligned(generator, arch, class_name, **changes):
     return aligned_adaptation(
-        generator, tiny_model(arch, class_name, seed=1), tiny_tokenizer(arch), candidates=K, **changes
+        generator, tiny_model(arch, class_name, seed=1), tiny_tokenizer(arch), Mixing(candidates=K, **changes)
     )
 
 
@@ -48,7 +49,7 @@ def test_pieces_that_only_the_target_has_get_keys_from_their_rows(language_model
     new = tokenizer.convert_tokens_to_ids("unheard")
     table, film = target.get_input_embeddings().weight.data, tokenizer.convert_tokens_to_ids("film")
     table[new] = table[film]  # the same row, so a key like that of the film is expected
-    adaptation = aligned_adaptation(language_model, target, tokenizer, candidates=K)
+    adaptation = aligned_adaptation(language_model, target, tokenizer, Mixing(candidates=K))
     assert adaptation.shared == len(WORDS)
     keys = dict(zip(adaptation.ids.tolist(), adaptation.keys, strict=True))
     distances = {index: float((key - keys[new]).norm()) for index, key in keys.items() if index != new}
@@ -57,7 +58,7 @@ def test_pieces_that_only_the_target_has_get_keys_from_their_rows(language_model
 
 def test_rows_are_drawn_as_their_scores_say():
     keys = torch.tensor([[3.0], [2.0], [0.0], [-1.0]])
-    adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), candidates=2)
+    adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=2))
     ids, weights = adaptation(torch.ones(100, 200, 1), rng())
     chosen = ids.gather(-1, weights.argmax(-1, keepdim=True)).flatten()
     shares = torch.stack([(chosen == index).float().mean() for index in adaptation.ids])
@@ -100,9 +101,9 @@ def test_gradients_reach_generator_and_map(language_model):
     for generator in (language_model, TransformerGenerator(32, seed=0)):
         target, tokenizer = tiny_model("albert", "AlbertModel"), tiny_tokenizer("albert")
         if generator is language_model:
-            adaptation = aligned_adaptation(generator, target, tokenizer, candidates=K)
+            adaptation = aligned_adaptation(generator, target, tokenizer, Mixing(candidates=K))
         else:
-            adaptation = random_adaptation(generator.width, target, tokenizer, candidates=K)
+            adaptation = random_adaptation(generator.width, target, tokenizer, Mixing(candidates=K))
         generator.zero_grad()
         _, weights = adaptation(generator.states(2, 3, rng()), rng())
         (weights * torch.arange(K)).sum().backward()
@@ -112,7 +113,11 @@ def test_gradients_reach_generator_and_map(language_model):
 
 def test_a_random_map_follows_from_its_seed_and_has_scores_of_size_one():
     target, tokenizer = tiny_model("albert", "AlbertModel"), tiny_tokenizer("albert")
-    first, again, other = (random_adaptation(256, target, tokenizer, seed=s, candidates=K) for s in (0, 0, 1))
+    before = random_states()
+    first, again, other = (
+        random_adaptation(256, target, tokenizer, Mixing(candidates=K), seed=seed) for seed in (0, 0, 1)
+    )
+    assert random_states() == before
     assert torch.equal(first.map.weight, again.map.weight)
     assert not torch.equal(first.map.weight, other.map.weight)
     assert first.keys.shape == (len(WORDS), 24)
@@ -122,10 +127,12 @@ def test_a_random_map_follows_from_its_seed_and_has_scores_of_size_one():
 
 
 def test_bad_options_are_refused(language_model):
+    target, tokenizer = tiny_model("bert", "BertModel"), tiny_tokenizer("bert")
     with pytest.raises(SchemeError, match="15 candidates of 14 rows"):
-        aligned_adaptation(language_model, tiny_model("bert", "BertModel"), tiny_tokenizer("bert"), candidates=15)
-    with pytest.raises(SchemeError, match="temperature 0"):
-        aligned(language_model, "bert", "BertModel", temperature=0)
+        aligned_adaptation(language_model, target, tokenizer, Mixing(candidates=15))
+    for changes in ({"candidates": 0}, {"temperature": 0}, {"temperature": float("nan")}):
+        with pytest.raises(SchemeError, match="must be positive"):
+            Mixing(**changes)
 
 
 def test_a_generator_of_another_language_is_refused(language_model):

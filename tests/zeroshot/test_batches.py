@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from lowbit.errors import DataError, SchemeError
-from lowbit.zeroshot import BatchSource, Template, TransformerGenerator, mixed_embeddings, random_adaptation
+from lowbit.losses import hidden_distance
+from lowbit.zeroshot import (
+    BatchSource,
+    Mixing,
+    SamSga,
+    Template,
+    TransformerGenerator,
+    mixed_embeddings,
+    random_adaptation,
+)
 from lowbit.zeroshot.pieces import ordinary_ids
 from tests.models import tiny_model, tiny_tokenizer
 from tests.tiny import random_states
@@ -40,7 +49,7 @@ def padded_tokenizer(arch):
 def source_for(arch, class_name, **options):
     model, tokenizer = tiny_model(arch, class_name), padded_tokenizer(arch)
     generator = TransformerGenerator(32, seed=0)
-    adaptation = random_adaptation(32, model, tokenizer, candidates=K)
+    adaptation = random_adaptation(32, model, tokenizer, Mixing(candidates=K))
     return model, tokenizer, BatchSource(generator, adaptation, Template(model, tokenizer, **options))
 
 
@@ -145,6 +154,32 @@ def test_a_batch_follows_from_its_random_numbers_alone():
     assert not torch.equal(first.inputs["input_ids"][:, :3], other.inputs["input_ids"][:, :3])
     assert first.mixture.weights.requires_grad
     assert not first.detach().mixture.weights.requires_grad
+
+
+def test_ascent_finds_batches_on_which_two_models_differ():
+    teacher, _, source = source_for("bert", "BertModel", lengths=(4, 8))
+    student = tiny_model("bert", "BertModel")
+    with torch.no_grad():
+        for parameter in student.encoder.parameters():
+            parameter.copy_((parameter / 0.1).round() * 0.1)
+
+    def distance(seed):
+        batch = source(16, rng(seed))
+        with mixed_embeddings(teacher, batch.mixture), mixed_embeddings(student, batch.mixture):
+            states = [model(**batch.inputs).last_hidden_state for model in (student, teacher)]
+        return hidden_distance(*states, batch.inputs["attention_mask"])
+
+    @torch.no_grad()
+    def unseen():
+        return sum(float(distance(seed)) for seed in range(100, 120)) / 20
+
+    before = unseen()
+    core = SamSga(
+        torch.optim.SGD(student.parameters(), 0.0), torch.optim.Adam(source.parameters(), 3e-3, maximize=True)
+    )
+    for step in range(30):
+        core.ascend(lambda step=step: distance(step))
+    assert unseen() > 1.05 * before
 
 
 def test_bad_lengths_shares_and_tokenizers_are_refused():

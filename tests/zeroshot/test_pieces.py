@@ -113,7 +113,10 @@ def test_the_same_text_comes_before_the_same_but_for_case():
     source = byte_level([(True, "The"), (True, "the"), (False, "s")])
     target = word_piece([(True, "the"), (True, "The"), (False, "s")])
     pairs = shared_pieces(source, target)
-    theirs, ours = (source.convert_ids_to_tokens(pairs[:, 0].tolist()), target.convert_ids_to_tokens(pairs[:, 1].tolist()))
+    theirs, ours = (
+        source.convert_ids_to_tokens(pairs[:, 0].tolist()),
+        target.convert_ids_to_tokens(pairs[:, 1].tolist()),
+    )
     assert list(zip(theirs, ours, strict=True)) == [("Ġthe", "the"), ("ĠThe", "The"), ("s", "##s")]
 
 

@@ -1,7 +1,8 @@
 """Zero-shot quantization: a student and a generator play against each other, without data."""
 
-from lowbit.zeroshot.adaptation import FeatureAdaptation, aligned_adaptation, random_adaptation
+from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing, aligned_adaptation, random_adaptation
 from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
+from lowbit.zeroshot.diversity import row_entropy
 from lowbit.zeroshot.embedding import Mixture, mixed_embeddings
 from lowbit.zeroshot.generator import LanguageModelGenerator, StateGenerator, TransformerGenerator
 from lowbit.zeroshot.methods import METHODS
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureAdaptation",
     "GeneratedBatch",
     "LanguageModelGenerator",
+    "Mixing",
     "Mixture",
     "SamSga",
     "StateGenerator",
@@ -31,6 +33,7 @@ __all__ = [
     "mixed_embeddings",
     "parse_recipe",
     "random_adaptation",
+    "row_entropy",
     "short_form",
     "zeroshot",
 ]

@@ -25,8 +25,8 @@ _LENGTHS = (4, 48)  # shortest and longest row, special tokens not counted
 class GeneratedBatch:
     """``inputs``, as a model takes them by name, and the ``mixture`` that stands in for their ordinary tokens, if any.
 
-    ``input_ids`` and ``attention_mask`` int64 [rows, tokens], padded on the right; ``token_type_ids`` where the tokenizer
-    gives them, ``decoder_input_ids`` where the model has a decoder that needs them.
+    ``input_ids`` and ``attention_mask`` int64 [rows, tokens], padded on the right; ``token_type_ids`` where the
+    tokenizer gives them, ``decoder_input_ids`` where the model has a decoder that needs them.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -57,8 +57,8 @@ class GeneratedBatch:
 class Layout:
     """Rows whose special tokens, segments and padding are set and whose ordinary tokens are to be filled in.
 
-    All [rows, tokens]: ``ids`` with the special ones and padding, ``places``: which state of its row a token is made of,
-    -1 for none; ``segments`` and ``mask`` int64.
+    All int64 [rows, tokens]: ``ids`` with the special ones and padding; ``places``, which state of its row a token is
+    made of, -1 for none; ``segments`` and ``mask``.
     """
 
     ids: torch.Tensor
@@ -179,9 +179,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, *words: str) -> list[tuple[int
 def _spelled(template: list[tuple[int, int]], lengths: list[int]) -> list[tuple[int, int]]:
     """The template with as many ordinary places for each text as it is long."""
     left = iter(lengths)
-    return [
-        place for place in template for _ in range(next(left) if place[0] == _ORDINARY else 1)
-    ]
+    return [place for place in template for _ in range(next(left) if place[0] == _ORDINARY else 1)]
 
 
 def _laid_out(rows: list[list[tuple[int, int]]], pad: int) -> Layout:
@@ -205,5 +203,7 @@ def decoder_start(model: PreTrainedModel) -> int | None:
         return None
     start: int | None = model.config.decoder_start_token_id
     if start is None:
-        raise UnsupportedModelError("config.json has no decoder_start_token_id; add the token that its decoder starts with")
+        raise UnsupportedModelError(
+            "config.json has no decoder_start_token_id; add the token that its decoder starts with"
+        )
     return start

@@ -18,8 +18,8 @@ from lowbit.errors import DataError, UnsupportedModelError
 class Mixture:
     """For each token that is ``present`` k rows of an embedding table and what each counts.
 
-    ``ids`` int64 and ``weights`` float [rows, tokens, k]; ``present`` bool [rows, tokens] is False where a token is none
-    of the mixture's, as special tokens and padding are.
+    ``ids`` int64 and ``weights`` float [rows, tokens, k]; ``present`` bool [rows, tokens] is False where a token is
+    none of the mixture's, as special tokens and padding are.
     """
 
     ids: torch.Tensor

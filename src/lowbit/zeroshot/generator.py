@@ -7,10 +7,11 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lowbit.adapter import load_causal_lm
 from lowbit.arch import position_limit
-from lowbit.checkpoint import checkpoint_folder, load_tokenizer, quiet_transformers
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, UnsupportedModelError
 from lowbit.loop import isolated_rng
 from lowbit.zeroshot.pieces import ordinary_ids
@@ -57,24 +58,28 @@ class LanguageModelGenerator(nn.Module):
     into float32. One whose hidden states are not as wide as its output table raises :class:`UnsupportedModelError`.
     """
 
+    output_table: torch.Tensor
+    _ids: torch.Tensor
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.model, self.tokenizer = model.base_model.eval().float().requires_grad_(True), tokenizer
         output = model.get_output_embeddings()
         if output is None or model.base_model is model:
             raise UnsupportedModelError(f"{type(model).__name__} predicts no tokens; give a causal language model")
-        self.output_table = output.weight.detach().float()
+        self.register_buffer("output_table", output.weight.detach().float(), persistent=False)
         self.width = self.output_table.shape[1]
         self._limit = position_limit(model)
         self.register_buffer("_ids", ordinary_ids(tokenizer), persistent=False)
 
     @classmethod
     def load(cls, source: str | Path) -> LanguageModelGenerator:
-        """The generator of a folder or hub id; what cannot be read raises CheckpointError."""
+        """The generator of a folder or hub id.
+
+        What cannot be read raises CheckpointError, a model of another kind :class:`UnsupportedModelError`.
+        """
         folder = checkpoint_folder(source)
-        with isolated_rng(0), quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return cls(model, load_tokenizer(folder))
+        return cls(load_causal_lm(folder, dtype=torch.float32), load_tokenizer(folder))
 
     def states(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
         """States float [rows, length, width]; longer rows than the model has positions for raise DataError."""

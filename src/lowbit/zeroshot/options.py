@@ -33,7 +33,8 @@ class ZeroShotOptions:
     times that between their last hidden states. SAM perturbs the quantized ``weight``, or the ``latent`` one, within a
     ball of radius ``rho``; ``relative``, ``adaptive`` and ``per_tensor`` as in :class:`lowbit.zeroshot.Ball`.
 
-    Generator: it moves after every ``ratio`` steps of the student, at ``generator_rate``.
+    Generator: it moves after every ``ratio`` steps of the student, at ``generator_rate``, up the same loss plus
+    ``diversity`` times the entropy of the rows that its batch uses, in nats.
 
     Run: after every ``evaluate_steps`` steps the distance to the teacher is measured on generated texts that are not
     trained on, and the values with the smallest one are kept; ``patience``: stop after so many evaluations without a
@@ -60,6 +61,7 @@ class ZeroShotOptions:
     perturb: str = "weight"
     generator_rate: float = 1e-4
     ratio: int = 1
+    diversity: float = 0.0
     evaluate_steps: int = 50
     patience: int | None = None
     save_steps: int = 100
@@ -80,8 +82,9 @@ class ZeroShotOptions:
         for name in ("learning_rate", "generator_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SchemeError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.hidden < math.inf:
-            raise SchemeError(f"the weight of the hidden states is 0 or positive, not {self.hidden}")
+        for name in ("hidden", "diversity"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SchemeError(f"{name} is a weight in the loss, 0 or positive, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise SchemeError(f"cannot warm up for {self.warmup} of the steps; give a part below 1")
         if self.candidates < 1:

@@ -45,30 +45,28 @@ def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 def pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, Piece]:
     """The text of every ordinary id that has one; a byte-level piece that ends inside a character has none."""
-    ordinary = ordinary_ids(tokenizer).tolist()
-    tokens = dict(zip(ordinary, tokenizer.convert_ids_to_tokens(ordinary), strict=True))
     mark = _mark(tokenizer.get_vocab())
-    found = {index: _piece(token, mark) for index, token in tokens.items()}
+    found = {index: _piece(token, mark) for index, token in _tokens(tokenizer).items()}
     return {index: piece for index, piece in found.items() if piece is not None}
 
 
 def shared_pieces(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> torch.Tensor:
     """Which ids of two tokenizers are the same piece: int64 [shared, 2], a row per id of ``target``, ascending.
 
-    The same token where both have it and write pieces alike; else the same text; else the same but for case and accents,
-    the first of several. None at all raises :class:`UnsupportedModelError`.
+    The same token where both have it and write pieces alike; else the same text; else the same but for case and
+    accents, the first of several. None at all raises :class:`UnsupportedModelError`.
     """
-    theirs, ours = pieces(source), pieces(target)
     exact: dict[Piece, int] = {}
     folded: dict[Piece, int] = {}
-    for index, piece in theirs.items():
+    for index, piece in pieces(source).items():
         exact.setdefault(piece, index)
         folded.setdefault(piece.folded(), index)
     same_kind = _mark(source.get_vocab()) == _mark(target.get_vocab())
-    tokens = {source.convert_ids_to_tokens(index): index for index in ordinary_ids(source).tolist()} if same_kind else {}
+    same = {token: index for index, token in _tokens(source).items()} if same_kind else {}
+    ours = pieces(target)
     pairs = []
-    for index in ordinary_ids(target).tolist():
-        match = tokens.get(target.convert_ids_to_tokens(index))
+    for index, token in _tokens(target).items():
+        match = same.get(token)
         if match is None and index in ours:
             match = exact.get(ours[index], folded.get(ours[index].folded()))
         if match is not None:
@@ -76,6 +74,12 @@ def shared_pieces(source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBa
     if not pairs:
         raise UnsupportedModelError("the two vocabularies share no piece; give a generator for the target's language")
     return torch.tensor(pairs)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The ordinary tokens as the vocabulary spells them, by id, ascending."""
+    ordinary = ordinary_ids(tokenizer).tolist()
+    return dict(zip(ordinary, tokenizer.convert_ids_to_tokens(ordinary), strict=True))
 
 
 def _mark(vocabulary: Iterable[str]) -> str:

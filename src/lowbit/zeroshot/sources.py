@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.loop import model_digest
-from lowbit.zeroshot.adaptation import aligned_adaptation, random_adaptation
+from lowbit.zeroshot.adaptation import Mixing, aligned_adaptation, random_adaptation
 from lowbit.zeroshot.batches import BatchSource, GeneratedBatch, Template
 from lowbit.zeroshot.embedding import input_embedding
 from lowbit.zeroshot.generator import LanguageModelGenerator, TransformerGenerator
@@ -44,15 +44,14 @@ class GeneratorSource:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions) -> None:
         template = Template(model, tokenizer, lengths=options.lengths, pairs=options.pairs)
+        mixing = Mixing(options.candidates)
         if options.generator is None:
             built = TransformerGenerator(seed=options.seed)
-            adaptation = random_adaptation(
-                built.width, model, tokenizer, seed=options.seed, candidates=options.candidates
-            )
+            adaptation = random_adaptation(built.width, model, tokenizer, mixing, seed=options.seed)
             self._batches = BatchSource(built, adaptation, template)
         else:
             loaded = LanguageModelGenerator.load(options.generator)
-            adaptation = aligned_adaptation(loaded, model, tokenizer, candidates=options.candidates)
+            adaptation = aligned_adaptation(loaded, model, tokenizer, mixing)
             self._batches = BatchSource(loaded, adaptation, template)
 
     def draw(self, rows: int, rng: torch.Generator) -> GeneratedBatch:

@@ -100,7 +100,7 @@ def targets(student: PreTrainedModel, perturb: str) -> list[Target]:
 
 def forward(model: PreTrainedModel, batch: GeneratedBatch) -> Any:
     """Outputs for a batch with all hidden states, and without a cache of keys and values."""
-    inputs = dict(batch.inputs)
+    inputs: dict[str, Any] = dict(batch.inputs)
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
     if batch.mixture is None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import SchemeError, TrainingError
 from lowbit.loop import Progress, SavedRun, model_digest, processes, rate_by_step, use_bf16
+from lowbit.zeroshot.diversity import row_entropy
 from lowbit.zeroshot.minimax import SamSga
 from lowbit.zeroshot.objective import Objective
 from lowbit.zeroshot.options import ZeroShotOptions
@@ -185,7 +186,8 @@ class _Game:
     def _generated_loss(self, step: int) -> torch.Tensor:
         with self._autocast():
             batch = self._batch(step, _ASCEND)
-            return self._objective.loss(self._student, self._objective.target(batch), batch)
+            loss = self._objective.loss(self._student, self._objective.target(batch), batch)
+        return loss + self._options.diversity * row_entropy(batch.mixture) if self._options.diversity else loss
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._student.device.type, dtype=torch.bfloat16, enabled=self._bf16)
