@@ -37,11 +37,10 @@ def left_alone(tmp_path, *arguments, **settings):
 
 
 def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
-    """One run in six lives: where each ends, and the last step saved by then."""
+    """One run in five lives: where each ends, and the last step saved by then."""
     model, settings = tiny.model("bert", "BertForSequenceClassification"), {"options": RUN}
     expected, files = left_alone(tmp_path, model, "w2a8o1", **settings)
     lives = [
-        (("lowbit.loop.saved:SavedRun.save", 1), None),  # before anything is saved
         ((STEP, 2), 1),  # after the first step
         (("lowbit.loop.saved:TensorWriter.write", 50), 1),  # in a save
         (("lowbit.zeroshot.objective:Yardstick.__call__", 1), 1),  # in a measurement, after the generator has moved
@@ -58,7 +57,7 @@ def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("method", ["no-sam", "sampled", "zeroquant"])
+@pytest.mark.parametrize("method", ["sampled", "zeroquant"])
 def test_other_methods_go_on_too(tiny, tmp_path, method):
     model, settings = tiny.model("opt"), {"method": method, "options": RUN}
     expected, files = left_alone(tmp_path, model, "w2a8", **settings)
