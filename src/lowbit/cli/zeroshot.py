@@ -68,7 +68,7 @@ def zeroshot(
     ] = "weight",
     generator_rate: Annotated[float, typer.Option("--generator-rate", help="Learning rate of the generator.")] = 1e-4,
     ratio: Annotated[int, typer.Option("--ratio", min=1, help="Steps of the student per step of the generator.")] = 1,
-    diversity: Annotated[float, typer.Option("--diversity", help="What varied batches count for the generator.")] = 0,
+    diversity: Annotated[float, typer.Option("--diversity", help="What varied batches count for the generator.")] = 0.3,
     evaluate_steps: Annotated[
         int, typer.Option("--evaluate-steps", min=1, help="Steps after which the distance to the teacher is measured.")
     ] = 50,

@@ -61,7 +61,7 @@ class ZeroShotOptions:
     perturb: str = "weight"
     generator_rate: float = 1e-4
     ratio: int = 1
-    diversity: float = 0.0
+    diversity: float = 0.3
     evaluate_steps: int = 50
     patience: int | None = None
     save_steps: int = 100
