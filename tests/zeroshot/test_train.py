@@ -131,3 +131,14 @@ def test_processes_must_share_evenly(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "processes", World)
     with pytest.raises(SchemeError, match="4 rows cannot be shared evenly by 3 processes"):
         zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out")
+
+
+def test_runs_in_half_precision(tiny, tmp_path):
+    results = [
+        zeroshot(tiny.model(*CLASSIFIER), tmp_path / precision, steps=4, evaluate_steps=2, precision=precision)
+        for precision in ("fp32", "bf16")
+    ]
+    assert results[1].start_gap == results[0].start_gap  # what decides is measured in float32
+    assert results[1].gap < 0.8 * results[1].start_gap
+    assert results[1].record[0]["loss"] == pytest.approx(results[0].record[0]["loss"], rel=0.05)
+    assert results[1].record[0]["loss"] != results[0].record[0]["loss"]
