@@ -5,8 +5,8 @@ from lowbit import ZeroShotOptions
 from lowbit.zeroshot.objective import OutputObjective, Yardstick
 from lowbit.zeroshot.student import load_teacher
 
-RUN = {"steps": 6, "batch_size": 4, "lengths": (2, 8), "candidates": 4, "learning_rate": 5e-3}
-RUN |= {"evaluate_steps": 3, "save_steps": 0, "precision": "fp32"}
+RUN = {"steps": 4, "batch_size": 4, "lengths": (2, 8), "candidates": 4, "learning_rate": 5e-3}
+RUN |= {"evaluate_steps": 2, "save_steps": 0, "precision": "fp32"}
 TEXTS = ["the film was good", "a bad book", "it was a very poor song", "great"]
 
 

@@ -6,19 +6,16 @@ import torch
 import lowbit
 from lowbit.checkpoint import read_quantization_config
 from lowbit.nn import QuantLinear
-from lowbit.zeroshot import METHODS
 from tests.models import file_bytes, stored
 from tests.tiny import options as tune_options
 from tests.tiny import random_states, texts_of, toy_data
-from tests.zeroshot.runs import TEXTS, gap_of, zeroshot
+from tests.zeroshot.runs import gap_of, zeroshot
 
 MODELS = [
     ("bert", "BertForSequenceClassification"),
     ("bert", "BertModel"),
     ("bert", "BertForMaskedLM"),
     ("t5", "T5ForConditionalGeneration"),
-    ("t5", "T5ForSequenceClassification"),
-    ("t5", "T5Model"),
     ("opt", "OPTForCausalLM"),
     ("gpt2", "GPT2ForSequenceClassification"),
 ]
@@ -40,21 +37,6 @@ def test_the_result_is_nearer_to_its_teacher(tiny, tmp_path, arch, class_name):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_an_ordinary_model(tiny, tmp_path, method):
-    model = tiny.model(*CLASSIFIER)
-    texts = TEXTS if method == "real" else None
-    generator = tiny.model("opt") if method == "sampled" else None
-    result = zeroshot(model, tmp_path / "out", method=method, texts=texts, generator=generator)
-    assert (result.method, result.scheme, result.path) == (method, "w2a8o0", tmp_path / "out")
-    assert (result.gap < result.start_gap) == (method != "rtn")
-    assert gap_of(model, result.path) == pytest.approx(result.gap, rel=1e-4)
-    assert len(result.record) == (0 if method == "rtn" else 6)
-    assert any(row["sharpness"] for row in result.record) == METHODS[method].sharp
-    assert all(("generator_loss" in row) == METHODS[method].ascends for row in result.record)
-    assert [row["step"] for row in result.record if "gap" in row] == ([] if method == "rtn" else [3, 6])
-
-
 def test_results_are_evaluated_and_predicted_with(tiny, tmp_path):
     data = toy_data()
     result = zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", recipe="w4a8o1", method="random")
@@ -67,16 +49,6 @@ def test_a_bare_model_gives_a_backbone_to_tune(tiny, tmp_path):
     result = zeroshot(tiny.model("bert"), tmp_path / "backbone", recipe="w2o2", method="random")
     tuned = lowbit.tune(result.path, tmp_path / "adapter", toy_data(), options=tune_options(epochs=1))
     assert tuned.trained["outliers"] > 0
-
-
-def test_nothing_trained_is_what_quantize_writes(tiny, tmp_path):
-    model = tiny.model(*CLASSIFIER)
-    recipe = {"scheme": {"bits": 3, "strategy": "gptq", "outliers": None}}
-    zeroshot(model, tmp_path / "out", recipe=recipe, method="rtn")
-    lowbit.quantize(model, recipe, output=tmp_path / "quantized")
-    ours, theirs = stored(tmp_path / "out")[0], stored(tmp_path / "quantized")[0]
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_word_tables_stay_as_they_were_quantized(tiny, tmp_path):
