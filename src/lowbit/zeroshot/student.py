@@ -67,7 +67,7 @@ def block_paths(student: PreTrainedModel) -> list[str]:
         parts = paths[0].split(".")
         ends = [index for index, part in enumerate(parts) if part.isdigit()]
         found.append(".".join(parts[: ends[0] + 1]) if ends else paths[0])
-    return found
+    return list(dict.fromkeys(found))
 
 
 def parameter_groups(student: PreTrainedModel, rate: float) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lowbit.errors import SchemeError, TrainingError
 from lowbit.loop import Progress, SavedRun, model_digest, processes, rate_by_step, use_bf16
+from lowbit.zeroshot.batches import GeneratedBatch
 from lowbit.zeroshot.diversity import row_entropy
 from lowbit.zeroshot.minimax import SamSga
 from lowbit.zeroshot.objective import Objective
@@ -158,7 +159,7 @@ class _Game:
         for group in self._groups():
             group["lr"] = group["initial_lr"] * self._rate(number)
         with torch.no_grad(), self._autocast():
-            batch = self._batch(number, _DRAW)
+            batch = self._own_part(self._drawn(number, _DRAW))
             target = self._objective.target(batch)
         found = self._core.descend(lambda: self._loss(batch, target))
         row = {"step": number + 1, "loss": found.loss, "sharpness": found.sharpness}
@@ -173,21 +174,26 @@ class _Game:
             self.state.student.judge(row["gap"])
         return row
 
-    def _batch(self, step: int, use: int) -> Any:
-        """This process's part of a batch; all processes draw the whole."""
+    def _drawn(self, step: int, use: int) -> GeneratedBatch:
+        """A batch; all processes draw the whole."""
         seed = np.random.SeedSequence([self._options.seed, step, use]).generate_state(1, np.uint64)[0]
         rng = torch.Generator().manual_seed(int(seed))
-        return self._source.draw(self._options.batch_size, rng).part(*self._part).to(self._student.device)
+        return self._source.draw(self._options.batch_size, rng)
 
-    def _loss(self, batch: Any, target: Any) -> torch.Tensor:
+    def _own_part(self, batch: GeneratedBatch) -> GeneratedBatch:
+        return batch.part(*self._part).to(self._student.device)
+
+    def _loss(self, batch: GeneratedBatch, target: Any) -> torch.Tensor:
         with self._autocast():
             return self._objective.loss(self._student, target, batch)
 
     def _generated_loss(self, step: int) -> torch.Tensor:
         with self._autocast():
-            batch = self._batch(step, _ASCEND)
-            loss = self._objective.loss(self._student, self._objective.target(batch), batch)
-        return loss + self._options.diversity * row_entropy(batch.mixture) if self._options.diversity else loss
+            batch = self._drawn(step, _ASCEND)
+            part = self._own_part(batch)
+            loss = self._objective.loss(self._student, self._objective.target(part), part)
+        assert batch.mixture is not None
+        return loss + self._options.diversity * row_entropy(batch.mixture).to(loss.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._student.device.type, dtype=torch.bfloat16, enabled=self._bf16)
