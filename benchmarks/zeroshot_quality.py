@@ -40,9 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--teachers", type=Path, required=True, help="folder of the fine-tuned models")
     parser.add_argument("--name", default="MiniLM-L6", help="what they were made of")
-    parser.add_argument(
-        "--generator", type=Path, help="folder of a causal language model; default a built-in one"
-    )
+    parser.add_argument("--generator", type=Path, help="folder of a causal language model; default a built-in one")
     parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
     parser.add_argument("--kind", choices=["trial", "final"], nargs="+", default=["final"])
     parser.add_argument("--tasks", nargs="+", default=["sst2", "stsb", "cola"])
