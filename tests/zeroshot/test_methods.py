@@ -23,6 +23,7 @@ def test_every_method_makes_an_ordinary_model(tiny, tmp_path, method):
     assert len(result.record) == (0 if method == "rtn" else 4)
     assert any(row["sharpness"] for row in result.record) == METHODS[method].sharp
     assert all(("generator_loss" in row) == METHODS[method].ascends for row in result.record)
+    assert all(0 < row["entropy"] < 4 and row["generator_loss"] < 2 for row in result.record if "entropy" in row)
     assert [row["step"] for row in result.record if "gap" in row] == ([] if method == "rtn" else [2, 4])
 
 

@@ -121,7 +121,8 @@ class ZeroShotResult:
     as it was quantized and as it was written; ``steps`` led to the latter, ``counts`` says what both players did.
     ``start_loss`` and ``end_loss`` are losses of the first and the last step on its own batch, None where nothing was
     trained. ``record`` has a row per step: ``step``, ``loss``, ``sharpness`` (how much SAM's perturbation raised the
-    loss), ``generator_loss`` where the generator moved, and ``gap`` where it was measured. ``seconds`` is training
+    loss), ``generator_loss`` and ``entropy`` (of the rows that its batch used) where the generator moved, and ``gap``
+    where it was measured. ``seconds`` is training
     time, of this call if the run was resumed.
     """
 

@@ -164,7 +164,7 @@ class _Game:
         found = self._core.descend(lambda: self._loss(batch, target))
         row = {"step": number + 1, "loss": found.loss, "sharpness": found.sharpness}
         if self._core.ascent_due:
-            row["generator_loss"] = self._core.ascend(lambda: self._generated_loss(number))
+            row |= self._ascend(number)
         self.state.student.step += 1
         self.state.record.append(row)
         self._check_losses()
@@ -187,13 +187,23 @@ class _Game:
         with self._autocast():
             return self._objective.loss(self._student, target, batch)
 
-    def _generated_loss(self, step: int) -> torch.Tensor:
-        with self._autocast():
-            batch = self._drawn(step, _ASCEND)
-            part = self._own_part(batch)
-            loss = self._objective.loss(self._student, self._objective.target(part), part)
-        assert batch.mixture is not None
-        return loss + self._options.diversity * row_entropy(batch.mixture).to(loss.device)
+    def _ascend(self, step: int) -> dict[str, float]:
+        """One step of the generator: how far it got the student from its teacher, and how varied its batch was."""
+        entropy = 0.0
+
+        def gain() -> torch.Tensor:
+            nonlocal entropy
+            with self._autocast():
+                batch = self._drawn(step, _ASCEND)
+                part = self._own_part(batch)
+                loss = self._objective.loss(self._student, self._objective.target(part), part)
+            assert batch.mixture is not None
+            variety = row_entropy(batch.mixture)  # of the whole batch, in every process
+            entropy = float(variety.detach())
+            return loss + self._options.diversity * variety.to(loss.device)
+
+        found = self._core.ascend(gain)
+        return {"generator_loss": found - self._options.diversity * entropy, "entropy": entropy}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._student.device.type, dtype=torch.bfloat16, enabled=self._bf16)
