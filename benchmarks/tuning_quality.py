@@ -6,7 +6,7 @@ at the best rate without it. A `final` trains on all rows at the rate whose tria
 were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
 the same order and the same schedule. Rows that are there already are not made again.
 
-    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --model /path/to/MiniLM --work /tmp/models
+    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --work /tmp/models
 """
 
 import argparse
@@ -22,6 +22,7 @@ import lowbit
 from lowbit.adapter import load
 from lowbit.checkpoint import load_tokenizer, measure
 from lowbit.data import TaskData, glue_data
+from lowbit.demo import minilm_folder
 from lowbit.loop import default_device, use_bf16
 from lowbit.scoring import score_model
 
@@ -77,7 +78,7 @@ FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder of the float model")
+    parser.add_argument("--model", default=minilm_folder(), help="folder of the float model; default the demo's MiniLM")
     parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")
     parser.add_argument("--rates-of", default="MiniLM-L6", help="the model whose trials chose the rates")
     parser.add_argument("--train-rows", type=int, help="train on so many rows; default: as the task says")
