@@ -56,21 +56,23 @@ def output_distance(
     head have none. The second one, times ``hidden``, is :func:`hidden_distance` of the last hidden states. ``mask``
     [rows, tokens] is 0 at padding, which both leave out. Outputs are transformers' with ``output_hidden_states=True``.
     """
-    found = hidden * hidden_distance(_last_states(student), _last_states(teacher), mask)
+    found = hidden * hidden_distance(last_states(student), last_states(teacher), mask)
     for name in ("logits", "start_logits", "end_logits"):
         logits = getattr(teacher, name, None)
         if logits is not None:
-            found = found + logit_distance(*_scored(getattr(student, name), logits, mask), temperature)
+            found = found + logit_distance(*scored_logits(getattr(student, name), logits, mask), temperature)
     return found
 
 
-def _last_states(output: Any) -> torch.Tensor:
+def last_states(output: Any) -> torch.Tensor:
     """Hidden states [rows, tokens, width] of the last layer; of the encoder, where there are two stacks."""
     states = getattr(output, "encoder_hidden_states", None) or output.hidden_states
     return states[-1]
 
 
-def _scored(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scored_logits(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both models' logits as [n, outputs]: a row per text, or per token that is no padding."""
     if teacher.dim() == 2:
         return student, teacher
