@@ -17,7 +17,7 @@ Loss = Callable[[], torch.Tensor]
 def landscape(
     loss: Loss, targets: Sequence[Target], *, radius: float = 1.0, points: int = 11, axes: int = 1, seed: int = 0
 ) -> dict[str, Any]:
-    """Losses on a slice through the weights, as JSON: ``at`` the places on an axis, ``loss`` one value for each of them.
+    """Losses on a slice through the weights, as JSON: ``at`` the places on an axis, ``loss`` the value at each.
 
     Directions are Gaussian, and each row (filter) of a direction is as long as that row of the weight (Li et al. 2018,
     arXiv 1712.09913), so that a coordinate of 1 means the same for every model. ``axes`` 1 or 2; ``points`` odd, from
