@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["trial", "option", "final"], nargs="+", default=["trial", "final"])
     parser.add_argument("--tasks", nargs="+", default=["cola", "stsb", "sst2"])
     parser.add_argument("--methods", nargs="+", default=["full", "outliers", "random"])
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), help="which to try")
     parser.add_argument("--schemes", nargs="+", default=["w4", "w2"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default_device().type)
@@ -101,7 +102,7 @@ def main() -> None:
                     for rate in RATES[method]:
                         study.trial(task, method, scheme, rate)
             if "option" in arguments.kind and method == "outliers":
-                for name in OPTIONS:
+                for name in arguments.options:
                     for task in SEARCHED:
                         study.option(task, scheme, name)
             if "final" in arguments.kind:

@@ -97,11 +97,10 @@ def test_a_teacher_is_the_fully_tuned_model_of_the_same_seed(run):
     assert of_student.teacher == run.work / "sst2-full-fp32-0"
 
 
-def test_options_are_tried_one_at_a_time(run, monkeypatch):
-    chosen = {name: study.OPTIONS[name] for name in ("as it is", "cosine", "positions: Gaussian tail")}
-    monkeypatch.setattr(study, "OPTIONS", chosen)
+def test_options_are_tried_one_at_a_time(run):
+    chosen = ["as it is", "cosine", "positions: Gaussian tail"]
     run.file.write_text("".join(json.dumps(row) + "\n" for row in trials(scheme="w2")), encoding="utf-8")
-    rows = run("--kind", "option", "--methods", "outliers", "--schemes", "w2")[6:]
+    rows = run("--kind", "option", "--methods", "outliers", "--schemes", "w2", "--options", *chosen)[6:]
     assert [(row["option"], row["task"]) for row in rows] == [(name, t) for name in chosen for t in study.SEARCHED]
     assert {row["rate"] for row in rows} == {1e-2}
     assert [options.schedule for _, options in run.made] == ["linear", "linear", "cosine", "cosine", "linear", "linear"]
