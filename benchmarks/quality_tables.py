@@ -57,6 +57,29 @@ def trials(results: Path) -> str:
     return markdown(headings, lines, text_columns=4)
 
 
+@table("options")
+def options(results: Path) -> str:
+    """One line per width and option that was changed: held-out scores, and how the mean differs from none changed."""
+    plain = {}
+    for row in newest(_rows(results, "trial"), *_KEY, "rate"):
+        if row["method"] == "outliers":
+            plain[row["model"], row["scheme"], row["rate"], row["task"]] = 100 * row["score"]
+    found: dict[tuple[str, str, float, str], dict[str, float]] = {}
+    for row in newest(_rows(results, "option"), *_KEY, "rate", "option"):
+        line = (row["model"], row["scheme"], row["rate"], row["option"])
+        found.setdefault(line, {})[row["task"]] = 100 * row["score"]
+    tasks = sorted({task for scores in found.values() for task in scores})
+    lines = []
+    for model, scheme, rate, option in sorted(found, key=lambda line: (line[0], *_order("outliers", line[1]), line[3])):
+        scores = found[model, scheme, rate, option]
+        pairs = [(score, plain.get((model, scheme, rate, task))) for task, score in scores.items()]
+        known = [score - before for score, before in pairs if before is not None]
+        gain = f"{statistics.fmean(known):+.1f}" if len(known) == len(tasks) else MISSING
+        cells = [f"{scores[task]:.1f}" if task in scores else MISSING for task in tasks]
+        lines.append([model, scheme, f"{rate:g}", option, *cells, gain])
+    return markdown(["Model", "Bits", "Rate", "Changed", *tasks, "Gain"], lines, text_columns=4)
+
+
 def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """A table of scores in points by method and task, with the mean over the tasks and the distance to full."""
     headings = ["Model", "Bits", "Method", "Trained", *tasks, "Mean", "To full"]
