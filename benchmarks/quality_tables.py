@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from markup import MISSING, markdown, newest, table
+from markup import MISSING, markdown, newest, show, table
 from rows import Row, read_rows
 
 FILE = "tuning_quality.jsonl"
@@ -49,8 +49,10 @@ def trials(results: Path) -> str:
     lines = []
     for model, method, scheme in sorted(found, key=lambda line: (line[0], *_order(line[1], line[2]))):
         rates = found[model, method, scheme]
-        cells = [f"{rate:g}: {statistics.fmean(rates[rate].values()):.3f}" for rate in sorted(rates)]
-        lines.append([model, METHODS[method], scheme, ", ".join(sorted(next(iter(rates.values())))), *cells])
+        tasks = sorted({task for scores in rates.values() for task in scores})
+        means = {r: statistics.fmean(s.values()) if len(s) == len(tasks) else None for r, s in rates.items()}
+        cells = [f"{rate:g}: {show(means, rate, '{:.3f}')}" for rate in sorted(rates)]
+        lines.append([model, METHODS[method], scheme, ", ".join(tasks), *cells])
     width = max((len(line) for line in lines), default=4)
     lines = [[*line, *[MISSING] * (width - len(line))] for line in lines]
     headings = ["Model", "Method", "Bits", "Tasks", *(f"Rate {number}" for number in range(1, width - 3))]

@@ -74,11 +74,17 @@ def test_lines_go_from_many_bits_to_few(results):
 def test_trials_show_every_rate(results):
     trials = [
         OURS | {"kind": "trial", "rate": rate, "task": task, "score": score}
-        for rate, task, score in [(0.01, "sst2", 0.8), (0.01, "stsb", 0.6), (0.003, "sst2", 0.7), (0.003, "stsb", 0.7)]
+        for rate, task, score in [
+            (0.01, "sst2", 0.8),
+            (0.01, "stsb", 0.6),
+            (0.003, "sst2", 0.7),
+            (0.003, "stsb", 0.7),
+            (0.03, "sst2", 0.9),
+        ]
     ]
     write(results / "tuning_quality.jsonl", [*trials, FULL])
     assert body(tables.TABLES["trials"](results)) == [
-        ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700"]
+        ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700", "0.03: –"]
     ]
 
 
