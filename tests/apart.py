@@ -1,4 +1,4 @@
-"""``lowbit.tune`` on the processor, in processes of its own which can be killed and can work together."""
+"""``lowbit.tune`` and ``zeroshot`` on the processor, in processes of their own that can be killed and work together."""
 
 import functools
 import importlib
@@ -12,8 +12,10 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lowbit.tuning.trainer", "transformers.models.bert.modeling_bert"])
 
 
-def tune_apart(*arguments, processes=1, kill=None, **settings):
-    """``TuneResult.to_dict()`` of each process, with the steps that it ``reported``; None where it was killed.
+def run_apart(verb, *arguments, processes=1, kill=None, **settings):
+    """What the public function ``verb`` gives in each process, as ``to_dict()`` of it; None where it was killed.
+
+    The steps that it ``reported`` are in there, too.
 
     ``kill`` is (``module:attribute``, count): each process ends itself with SIGKILL instead of calling that function
     for the count-th time.
@@ -21,7 +23,7 @@ def tune_apart(*arguments, processes=1, kill=None, **settings):
     port, jobs, results = free_port(), [], []
     for rank in range(processes):
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        job = CONTEXT.Process(target=_work, args=(rank, processes, port, kill, arguments, settings, sender))
+        job = CONTEXT.Process(target=_work, args=(rank, processes, port, kill, verb, arguments, settings, sender))
         job.start()
         sender.close()
         jobs.append((job, receiver))
@@ -37,6 +39,10 @@ def tune_apart(*arguments, processes=1, kill=None, **settings):
     return results
 
 
+tune_apart = functools.partial(run_apart, "tune")
+zeroshot_apart = functools.partial(run_apart, "zeroshot")
+
+
 def free_port():
     """A port that nobody listens on."""
     with socket.socket() as free:
@@ -44,7 +50,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def _work(rank, processes, port, kill, arguments, settings, sender):
+def _work(rank, processes, port, kill, verb, arguments, settings, sender):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -55,14 +61,14 @@ def _work(rank, processes, port, kill, arguments, settings, sender):
     import lowbit
 
     def progress(done, total, what):
-        if what == "steps":
+        if what != "rows":
             reported.append((done, total))
 
     torch.set_num_threads(1)
     if kill is not None:
         _arm(*kill)
     reported = []
-    result = lowbit.tune(*arguments, progress=progress, **settings)
+    result = getattr(lowbit, verb)(*arguments, progress=progress, **settings)
     sender.send(result.to_dict() | {"reported": reported})
 
 

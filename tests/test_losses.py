@@ -117,3 +117,14 @@ def test_both_ends_of_an_answer_are_compared():
     teacher = outputs(seed=1, start_logits=(2, 3), end_logits=(2, 3))
     expected = sum(logit_distance(getattr(student, n), getattr(teacher, n)) for n in ("start_logits", "end_logits"))
     torch.testing.assert_close(output_distance(student, teacher, MASK, hidden=0.0), expected)
+
+
+def test_a_decoder_without_logits_is_compared_by_its_states():
+    """Of a bare encoder-decoder; where there are logits, they say it all."""
+    encoder, decoder, mask = gaussian(2, 3, 8), gaussian(2, 5, 8, seed=1), torch.ones(2, 3)
+    teacher = SimpleNamespace(encoder_hidden_states=(encoder,), decoder_hidden_states=(decoder,))
+    student = SimpleNamespace(encoder_hidden_states=(encoder,), decoder_hidden_states=(1.1 * decoder,))
+    assert output_distance(student, teacher, mask).item() == pytest.approx(0.01, rel=1e-4)
+    assert output_distance(student, teacher, mask, hidden=2.0).item() == pytest.approx(0.02, rel=1e-4)
+    teacher.logits = student.logits = gaussian(2, 4, seed=2)
+    assert output_distance(student, teacher, mask).item() == pytest.approx(0, abs=1e-6)

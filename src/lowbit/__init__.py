@@ -14,6 +14,7 @@ from lowbit.recipe import Recipe
 from lowbit.runtime import predict
 from lowbit.scheme import OutlierRule, Scheme
 from lowbit.tuning import TuneOptions, tune
+from lowbit.zeroshot import ZeroShotOptions, zeroshot
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Scheme",
     "TuneOptions",
+    "ZeroShotOptions",
     "__version__",
     "evaluate",
     "inspect",
@@ -37,4 +39,5 @@ __all__ = [
     "save",
     "tune",
     "verify",
+    "zeroshot",
 ]

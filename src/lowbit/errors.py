@@ -43,6 +43,10 @@ class DataError(LowbitError, ValueError):
     """A data file or row cannot be used; the message names file and line."""
 
 
+class TrainingError(LowbitError):
+    """Training has diverged; the message says at which step, with which value, and what to lower."""
+
+
 class MissingExtraError(LowbitError, ImportError):
     """An optional dependency is needed; the message says what to install."""
 

@@ -53,10 +53,15 @@ def output_distance(
     """How far two models' outputs for the same batch are apart: in what they predict, and in what they see.
 
     The first part is :func:`logit_distance`, where there are logits for each token over the tokens; models without a
-    head have none. The second one, times ``hidden``, is :func:`hidden_distance` of the last hidden states. ``mask``
-    [rows, tokens] is 0 at padding, which both leave out. Outputs are transformers' with ``output_hidden_states=True``.
+    head have none. The second one, times ``hidden``, is :func:`hidden_distance` of the last hidden states; a decoder
+    behind an encoder is compared by its own states where it has no logits. ``mask`` [rows, tokens] is 0 at padding,
+    which all leave out. Outputs are transformers' with ``output_hidden_states=True``.
     """
     found = hidden * hidden_distance(last_states(student), last_states(teacher), mask)
+    if getattr(teacher, "decoder_hidden_states", None) and getattr(teacher, "logits", None) is None:
+        ours, theirs = student.decoder_hidden_states[-1], teacher.decoder_hidden_states[-1]
+        known = mask if mask.shape == theirs.shape[:2] else torch.ones_like(theirs[..., 0])
+        found = found + hidden * hidden_distance(ours, theirs, known)
     for name in ("logits", "start_logits", "end_logits"):
         logits = getattr(teacher, name, None)
         if logits is not None:

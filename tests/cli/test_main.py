@@ -7,7 +7,7 @@ import lowbit
 from lowbit.cli import app, main
 from lowbit.errors import CheckpointError
 
-VERBS = ["plan", "quantize", "tune", "merge", "evaluate", "predict", "inspect", "verify", "push", "demo"]
+VERBS = ["plan", "quantize", "tune", "zeroshot", "merge", "evaluate", "predict", "inspect", "verify", "push", "demo"]
 
 
 def test_every_verb_is_there():

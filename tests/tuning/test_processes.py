@@ -14,8 +14,8 @@ import lowbit
 from lowbit.adapter import read_adapter
 from lowbit.data import table_data
 from lowbit.errors import SchemeError
+from lowbit.loop import is_first, once
 from lowbit.tuning import trainer
-from lowbit.tuning.processes import is_first, once
 from tests.apart import free_port, tune_apart
 from tests.models import file_bytes, save_tiny, tiny_tokenizer
 from tests.tiny import options, toy_data

@@ -42,14 +42,14 @@ def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
     """One run in nine lives: where each ends, and the last step saved by then."""
     expected, files = left_alone(tmp_path, tiny.backbone("bert"), DATA, options=RUN)
     lives = [
-        (("lowbit.tuning.saved:SavedRun.save", 1), None),  # before anything is saved
+        (("lowbit.loop.saved:SavedRun.save", 1), None),  # before anything is saved
         ((STEP_END, 2), 1),  # after the first step
         (("lowbit.tuning.trainer:set_seed", 4), 2),  # between two parts of a batch
         (("accelerate.utils:reduce", 1), 2),  # in an evaluation
-        (("lowbit.tuning.saved:TensorWriter.write", 50), 2),  # in a save
+        (("lowbit.loop.saved:TensorWriter.write", 50), 2),  # in a save
         ((STEP_END, 3), 4),  # after an evaluation
         ((STEP_END, 2), 5),  # before the last step is complete
-        (("lowbit.tuning.tune:write_adapter", 1), 6),  # after the last step
+        (("lowbit.tuning.methods.sparse:write_adapter", 1), 6),  # after the last step
     ]
     run = tiny.backbone("bert"), tmp_path / "out", DATA
     for kill, step in lives:
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_was_saved(tiny, tmp_path):
 def test_early_stopping_holds_after_a_resume(tiny, tmp_path):
     """A run that has stopped for lack of progress, and is killed before it writes, does not go on."""
     chosen = dataclasses.replace(RUN, epochs=5, patience=1, learning_rate=1.0, head_learning_rate=1.0)
-    run = {"options": chosen, "kill": ("lowbit.tuning.tune:write_adapter", 1)}
+    run = {"options": chosen, "kill": ("lowbit.tuning.methods.sparse:write_adapter", 1)}
     assert tune_apart(tiny.backbone("bert"), tmp_path / "out", DATA, **run) == [None]
     step = saved_step(tmp_path)
     assert 6 <= step < 15

@@ -1,5 +1,3 @@
-import itertools
-import math
 import os
 import tempfile
 
@@ -11,7 +9,7 @@ from lowbit.adapter import load_classifier
 from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError
-from lowbit.tuning import TuneOptions, trainer
+from lowbit.tuning import trainer
 from lowbit.tuning.trainer import train
 from tests.tiny import options, random_states, toy_rows
 
@@ -103,19 +101,6 @@ def test_a_run_of_one_step_trains(run):
     before = found.before["classifier.weight"]
     after = found.train(1e-2, epochs=1, batch_size=24)["classifier.weight"]
     assert float((after - before).abs().max()) == pytest.approx(1e-2, rel=1e-3)  # AdamW's first step is the full rate
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 50, 1000])
-def test_the_learning_rate_rises_and_falls(steps):
-    factor = trainer._schedule(TuneOptions(), steps)
-    rates = [factor(step) for step in range(steps + 1)]
-    peak = rates.index(1.0)
-    assert peak == math.ceil(0.06 * steps) - 1
-    assert rates[-1] == 0 < min(rates[:-1])
-    for part, sign in ((rates[: peak + 1], 1), (rates[peak:], -1)):
-        moves = [sign * (after - before) for before, after in itertools.pairwise(part)]
-        assert moves == pytest.approx([max(moves, default=0)] * len(moves))
-        assert all(move > 0 for move in moves)
 
 
 def held_out_run(run, losses, monkeypatch, **changes):

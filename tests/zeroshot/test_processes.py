@@ -7,8 +7,10 @@ import torch
 from torch import distributed
 
 from lowbit.zeroshot import Ball
-from tests.apart import CONTEXT, free_port
+from tests.apart import CONTEXT, free_port, zeroshot_apart
+from tests.models import stored
 from tests.zeroshot.players import Game, randn
+from tests.zeroshot.runs import chosen
 
 STEPS, ROWS = 4, 8
 BALLS = [Ball(0.3), Ball(0.3, per_tensor=True), Ball(0.02, adaptive=True, relative=True)]
@@ -66,3 +68,18 @@ def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_both():
     assert first[3] == second[3]
     assert first[3]["skipped_descents"] == 1
     assert torch.tensor(first[0]).isfinite().all()
+
+
+def test_a_whole_run_in_two_processes(tiny, tmp_path):
+    """Rows are of one length, so that halves count alike; hidden states, whose scale is the batch's, are left out."""
+    settings = {"options": chosen(steps=2, evaluate_steps=2, lengths=(5, 5), hidden=0.0, learning_rate=1e-4)}
+    model = tiny.model("bert", "BertForSequenceClassification")
+    (alone,) = zeroshot_apart(model, tmp_path / "alone", "w2a8", **settings)
+    first, second = zeroshot_apart(model, tmp_path / "both", "w2a8", processes=2, **settings)
+    assert first["record"] == second["record"]
+    assert first["reported"] == alone["reported"]
+    assert second["reported"] == []
+    for ours, theirs in zip(first["record"], alone["record"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+    left, right = stored(tmp_path / "alone")[0], stored(tmp_path / "both")[0]
+    torch.testing.assert_close(left["classifier.weight"], right["classifier.weight"], rtol=0, atol=3e-4)

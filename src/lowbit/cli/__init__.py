@@ -19,6 +19,7 @@ from lowbit.cli.push import push
 from lowbit.cli.quantize import quantize
 from lowbit.cli.tune import tune
 from lowbit.cli.verify import verify
+from lowbit.cli.zeroshot import zeroshot
 from lowbit.errors import LowbitError
 
 
@@ -63,7 +64,7 @@ def _options(
     pass
 
 
-for _verb in (plan, quantize, tune, merge, evaluate, predict, inspect, verify, push, demo):
+for _verb in (plan, quantize, tune, zeroshot, merge, evaluate, predict, inspect, verify, push, demo):
     app.command()(_verb)
 
 

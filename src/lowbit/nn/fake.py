@@ -67,6 +67,15 @@ class FakeQuantLinear(nn.Module):
         return F.linear(x, self.weight if self.offset is None else self.weight + self.offset, self.bias)
 
     @torch.no_grad()
+    def step_rate(self, rate: float) -> float:
+        """AdamW's learning rate of ``scale`` beside a ``rate`` of the weights.
+
+        LSQ scales gradients of step sizes so that they change as fast as the weights, each relative to its size. AdamW
+        takes that scale away again, so the rate does it: at 8 bits steps are thirty times smaller than weights.
+        """
+        return rate * float(self.scale.mean() / self.latent.abs().mean())
+
+    @torch.no_grad()
     def pack(self) -> QuantizedTensor:
         """The quantized weight as it is stored; ``pack().dequantize()`` equals ``weight`` bit for bit.
 

@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lowbit.calibration import evaluating
-from lowbit.loop import length_order
+from lowbit.loop import length_order, processes
 from lowbit.tuning.batches import Collate, Items, Row
-from lowbit.tuning.processes import processes
 
 
 @torch.no_grad()

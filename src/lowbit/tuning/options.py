@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.errors import SchemeError
-from lowbit.loop import PRECISIONS
+from lowbit.loop import PRECISIONS, SCHEDULES
 from lowbit.recipe import Recipe
 
 POSITIONS = ("backbone", "random", "gradient", "mix")
 INITIAL = ("stored", "decoded")
-SCHEDULES = ("linear", "cosine", "constant")
 CACHES = ("none", "bf16", "fp32")
 _CHOICES = {
     "precision": PRECISIONS,

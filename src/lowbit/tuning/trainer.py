@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 import warnings
@@ -19,14 +18,23 @@ from transformers.trainer_callback import PrinterCallback
 
 from lowbit.checkpoint import quiet_transformers
 from lowbit.errors import SchemeError
-from lowbit.loop import Progress, check_lengths, default_device, isolated_rng, use_bf16
+from lowbit.loop import (
+    Progress,
+    SavedRun,
+    TrainingState,
+    check_lengths,
+    default_device,
+    isolated_rng,
+    model_digest,
+    processes,
+    rate_by_step,
+    rows_digest,
+    use_bf16,
+)
 from lowbit.tuning.batches import Collate, Items, MicroBatches, Row, one_item, plan_batches, steps_per_epoch
 from lowbit.tuning.distill import Loss, label_loss
 from lowbit.tuning.held_out import held_out_loss
 from lowbit.tuning.options import TuneOptions
-from lowbit.tuning.processes import processes
-from lowbit.tuning.saved import SavedRun, model_digest, rows_digest
-from lowbit.tuning.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def train(
         batches = plan_batches(features, options.batch_size, options.epochs, options.seed)
         groups = [{**group, "initial_lr": group["lr"]} for group in groups]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-        factor = _schedule(options, len(batches))
+        factor = rate_by_step(options.schedule, options.warmup, len(batches))
         state = TrainingState(optimizer)
         if saved is not None and (saved.exists() or options.save_steps):
             rows = rows_digest(features, held_out)
@@ -111,19 +119,6 @@ def train(
                 trainer.train()
         state.take_best()
     return Trained(time.perf_counter() - start, state.best_step or state.step)
-
-
-def _schedule(options: TuneOptions, steps: int) -> Callable[[int], float]:
-    """Part of the full learning rate by step, counted from 0: a linear rise to 1, then a fall to 0 after the last."""
-    warmup = max(1, math.ceil(options.warmup * steps))
-
-    def factor(step: int) -> float:
-        rise, fall = (step + 1) / warmup, (steps - step) / (steps - warmup + 1)
-        if options.schedule == "cosine":
-            fall = (1 - math.cos(math.pi * fall)) / 2
-        return min(rise, 1.0 if options.schedule == "constant" else fall)
-
-    return factor
 
 
 def _check_parts(options: TuneOptions, number: int) -> None:

@@ -12,14 +12,12 @@ from lowbit.checkpoint import checkpoint_folder, load_tokenizer, refuse_existing
 from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import is_quantized
-from lowbit.loop import Progress, default_device, use_bf16
+from lowbit.loop import Progress, SavedRun, default_device, once, use_bf16
 from lowbit.tuning.batches import plan_batches
 from lowbit.tuning.distill import distillation, label_loss
 from lowbit.tuning.methods import METHODS
 from lowbit.tuning.options import TuneOptions, TuneResult
 from lowbit.tuning.prepare import linear_weights
-from lowbit.tuning.processes import once
-from lowbit.tuning.saved import SavedRun
 from lowbit.tuning.tasks import LabelTask, TextTask, task_of
 
 

@@ -35,19 +35,10 @@ class QAT(Method):
             "scales": sum(module.scale.numel() for module in fakes),
             "rest": sum(parameter.numel() for parameter in rest) - weights,
         }
-        return Prepared(self.model, trained, [{"params": rest, "lr": rate}, *(_steps(m, rate) for m in fakes)])
+        steps = [{"params": [module.scale], "lr": module.step_rate(rate)} for module in fakes]
+        return Prepared(self.model, trained, [{"params": rest, "lr": rate}, *steps])
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the quantized model."""
         pack_model(self.model.cpu())
         write_quantized(self.model, self._plan, self.folder, output, fields)
-
-
-def _steps(module: FakeQuantLinear, rate: float) -> dict[str, Any]:
-    """AdamW's group of the step sizes of one module.
-
-    LSQ scales their gradients so that they change as fast as the weights, each relative to its size. AdamW takes that
-    scale away again, so the rate does it: at 8 bits steps are thirty times smaller than weights.
-    """
-    scale, latent = module.scale.detach(), module.latent.detach()
-    return {"params": [module.scale], "lr": rate * float(scale.mean() / latent.abs().mean())}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit.tuning.state import TrainingState
+from lowbit.loop import TrainingState
 
 
 class Toy:

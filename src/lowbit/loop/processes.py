@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from lowbit.loop import default_device
+from lowbit.loop.passes import default_device
 
 if TYPE_CHECKING:
     from accelerate import PartialState

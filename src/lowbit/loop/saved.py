@@ -7,17 +7,32 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 
 from lowbit.checkpoint import TensorEntry, TensorWriter, check_bytes, read_manifest, tensor_entry
 from lowbit.errors import CheckpointError
-from lowbit.tuning.state import TrainingState
 
 _VERSION = 1
 _RECORD = "record"  # the JSON part, as bytes: one file is replaced in one go, two are not
+
+
+class State(Protocol):
+    """What a run knows between two steps: a part for JSON, and tensors by name."""
+
+    def counters(self) -> dict[str, Any]:
+        """JSON-able part."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The other part."""
+        ...
+
+    def restore(self, counters: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Become the state that gave ``counters`` and ``tensors``."""
+        ...
 
 
 class SavedRun:
@@ -38,7 +53,7 @@ class SavedRun:
         """Whether there is something to go on from."""
         return self.path.exists()
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: State) -> None:
         """Write the state, in place of the one before."""
         record = json.dumps({"facts": self._facts, "counters": state.counters()}).encode()
         tensors = {_RECORD: torch.frombuffer(bytearray(record), dtype=torch.uint8), **state.tensors()}
@@ -48,7 +63,7 @@ class SavedRun:
                 file.write(name, tensor)
         self._partial.replace(self.path)
 
-    def restore(self, state: TrainingState) -> None:
+    def restore(self, state: State) -> None:
         """Put the saved state into ``state``. A damaged file, or that of another run, raises CheckpointError."""
         try:
             check_bytes(self.path, read_manifest(self.path))

@@ -1,4 +1,4 @@
-"""Helpers that training and evaluation share: random states, precision, tokenizers, batched forward passes."""
+"""Forward passes: random states, precision, row lengths, logits of many rows."""
 
 from __future__ import annotations
 

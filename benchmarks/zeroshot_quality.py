@@ -1,0 +1,143 @@
+"""Quality of zero-shot quantization beside every method that needs no data, on real GLUE tasks.
+
+Rows go to benchmarks/results/zeroshot_quality.jsonl. A `trial` reads no data at all: it says how near the result comes
+to its teacher on generated texts, and options are chosen by it. A `final` reads dev once: the metric of the task, and
+the divergence of the logits from the teacher's. The teachers are models fine-tuned for the tasks, `TASK-full-fp32-0` in
+the folder that benchmarks/tuning_quality.py keeps. Rows that are there already are not made again, and a run that was
+stopped goes on.
+
+    LOWBIT_DATA=/path/to/data python benchmarks/zeroshot_quality.py --teachers /tmp/models --generator /path/to/lm \\
+        --work /tmp/zeroshot
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from rows import RESULTS, Row, append, done
+
+import lowbit
+from lowbit.adapter import load
+from lowbit.checkpoint import load_tokenizer, measure
+from lowbit.data import TaskData, encode, glue_data
+from lowbit.loop import default_device, predict_logits, use_bf16
+from lowbit.losses import logit_distance
+from lowbit.scoring import score_model
+from lowbit.zeroshot import METHODS, parse_recipe
+
+FILE = RESULTS / "zeroshot_quality.jsonl"
+PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 1.0}  # sentence pairs; others have none
+SPLITS = {"mnli": ["dev_matched"]}
+MAX_LENGTH = 128
+GENERATED = ("zsaq", "no-sga", "no-sam", "sampled")  # what a language model takes part in
+KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--teachers", type=Path, required=True, help="folder of the fine-tuned models")
+    parser.add_argument("--name", default="MiniLM-L6", help="what they were made of")
+    parser.add_argument("--generator", type=Path, help="folder of a causal language model; default a built-in one")
+    parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
+    parser.add_argument("--kind", choices=["trial", "final"], nargs="+", default=["final"])
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "stsb", "cola"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--schemes", nargs="+", default=["w2a8", "w4a8"])
+    parser.add_argument("--strategy", default="mse", help="how the grids are found at the start")
+    parser.add_argument("--levels", default="", help="of the grid; default that of the width")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--options", type=json.loads, default={}, help='fields of ZeroShotOptions, as {"rho": 0.1}')
+    parser.add_argument("--work", type=Path, required=True, help="folder for models while they are measured")
+    arguments = parser.parse_args()
+    for task in arguments.tasks:
+        for scheme in arguments.schemes:
+            for method in arguments.methods:
+                for seed in arguments.seeds:
+                    for kind in arguments.kind:
+                        run(arguments, kind, task, method, scheme, seed)
+
+
+def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme: str, seed: int) -> None:
+    """Make one row, unless it is there."""
+    generator = arguments.generator if method in GENERATED else None
+    row: Row = {
+        "kind": kind,
+        "model": arguments.name,
+        "task": task,
+        "method": method,
+        "scheme": scheme,
+        "strategy": arguments.strategy,
+        "levels": arguments.levels,
+        "seed": seed,
+        "options": arguments.options,
+        "generator": None if generator is None else generator.name,
+        "precision": "bf16" if use_bf16("auto", default_device()) else "fp32",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    if done(FILE, row, KEY):
+        return
+    teacher, output = arguments.teachers / f"{task}-full-fp32-0", arguments.work / f"{task}-{method}-{scheme}-{seed}"
+    data = glue_data(task, arguments.data_dir, train=method == "real", splits=SPLITS.get(task))
+    recipe = parse_recipe(scheme)
+    changed = dataclasses.replace(recipe.scheme, strategy=arguments.strategy, levels=arguments.levels)
+    options = {"pairs": PAIRS.get(task, 0.0), "generator": generator, "seed": seed, **arguments.options}
+    remove(output)
+    result = lowbit.zeroshot(
+        teacher,
+        output,
+        dataclasses.replace(recipe, scheme=changed),
+        method=method,
+        texts=training_texts(data) if method == "real" else None,
+        options=lowbit.ZeroShotOptions(**options),
+    )
+    row |= {
+        "start_gap": result.start_gap,
+        "gap": result.gap,
+        "steps": result.steps,
+        "counts": dict(result.counts),
+        "seconds": round(result.seconds, 1),
+        "effective_bits": round(measure(output).effective_bits, 4),
+    }
+    append(FILE, row | (on_dev(teacher, output, data) if kind == "final" else {}))
+    remove(output)
+
+
+def on_dev(teacher: Path, output: Path, data: TaskData) -> Row:
+    """The metric of the task of teacher and result, and how far the logits are apart."""
+    tokenizer = load_tokenizer(output)
+    dev = next(iter(data.evaluations.values()))
+    rows = encode(dev, tokenizer, MAX_LENGTH)
+    scores, logits = [], []
+    for folder in (teacher, output):
+        model = load(folder).to(default_device())
+        found = score_model(model, tokenizer, data, max_length=MAX_LENGTH, precision="auto")
+        scores.append(next(iter(found.values()))[data.primary])
+        features = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        logits.append(predict_logits(model, tokenizer, features))
+    return {
+        "metric": data.primary,
+        "teacher_score": scores[0],
+        "score": scores[1],
+        "distance": float(logit_distance(logits[1], logits[0])),
+    }
+
+
+def training_texts(data: TaskData) -> list[str | tuple[str, str]]:
+    """The texts of the training rows, without their labels."""
+    train = data.training_rows()
+    return list(train.texts if train.pairs is None else zip(train.texts, train.pairs, strict=True))
+
+
+def remove(folder: Path) -> None:
+    """Delete a model folder that this study has written."""
+    if folder.exists():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()

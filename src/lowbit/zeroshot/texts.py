@@ -1,0 +1,170 @@
+"""Batches of text: given ones, and ones that a language model writes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lowbit.adapter import load_causal_lm
+from lowbit.arch import position_limit
+from lowbit.checkpoint import checkpoint_folder, load_tokenizer
+from lowbit.errors import DataError, SchemeError
+from lowbit.hf import is_causal, language_kind
+from lowbit.loop import model_digest
+from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, read_later, spread_length
+from lowbit.zeroshot.options import ZeroShotOptions
+from lowbit.zeroshot.pieces import ordinary_ids
+
+Text = str | tuple[str, str]
+
+_GREEDY = 3  # tokens after the first one that are the most likely ones
+
+
+class RealTexts:
+    """Rows drawn from given texts or pairs of texts; none raises :class:`DataError`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        options: ZeroShotOptions,
+        texts: Sequence[Text],
+    ) -> None:
+        self._texts = [text for text in texts if "".join(text).strip()]
+        if not self._texts:
+            raise DataError("no texts to train on; give some, one a line")
+        if len({isinstance(text, str) for text in self._texts}) > 1:
+            raise DataError("some rows are texts and some are pairs of texts; give one kind")
+        self._encode = _Encoder(model, tokenizer, options.lengths[1])
+
+    def draw(self, rows: int, rng: torch.Generator) -> GeneratedBatch:
+        """A batch of whole texts, cut to the greatest length."""
+        chosen = torch.randint(len(self._texts), (rows,), generator=rng).tolist()
+        return self._encode([self._texts[index] for index in chosen])
+
+    def players(self) -> list[nn.Parameter]:
+        """Nothing."""
+        return []
+
+    def to(self, device: torch.device) -> RealTexts:
+        """Itself."""
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the texts."""
+        return hashlib.sha256(json.dumps(self._texts).encode()).hexdigest()
+
+
+class SampledTexts:
+    """Text written by a causal language model, in the target's tokens (LLM-QAT, Liu et al. 2023, arXiv 2305.17888).
+
+    A text starts with a token drawn evenly from the vocabulary, goes on with the three most likely ones, and is drawn
+    from there on. The language model is ``options.generator``, else the target itself; a target that is none raises
+    :class:`SchemeError`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions) -> None:
+        self._encode = _Encoder(model, tokenizer, options.lengths[1])
+        self._pairs = options.pairs
+        if options.generator is not None:
+            folder = checkpoint_folder(options.generator)
+            model, tokenizer = load_causal_lm(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
+        elif not is_causal(model.config) or language_kind(model) != "causal":
+            raise SchemeError(f"{type(model).__name__} writes no text; give --generator a causal language model")
+        self._model, self._tokenizer = model, tokenizer
+        # Newer versions of transformers say "cache" where older ones said "past_key_values".
+        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        ids = ordinary_ids(tokenizer)
+        self._ids = ids[ids < model.get_input_embeddings().weight.shape[0]]
+        self._start = tokenizer("")["input_ids"]
+        room = (position_limit(model) or options.lengths[1] + len(self._start)) - len(self._start)
+        self._lengths = min(options.lengths[0], room), min(options.lengths[1], room)
+
+    def draw(self, rows: int, rng: torch.Generator) -> GeneratedBatch:
+        """A batch of new texts; with the chance ``pairs`` all of them are in two parts."""
+        chances, parted = torch.rand(rows, generator=rng).tolist(), torch.rand(1, generator=rng).item() < self._pairs
+        lengths = [spread_length(*self._lengths, chance) for chance in chances]
+        written = self._write(rows, max(lengths), rng)
+        cut = [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
+        texts = [text for text in self._tokenizer.batch_decode(cut) if text.strip()]
+        if not texts:
+            raise DataError("the language model writes blanks only; give another generator")
+        return self._encode([_parted(text) for text in texts] if parted else texts)
+
+    def players(self) -> list[nn.Parameter]:
+        """Nothing."""
+        return []
+
+    def to(self, device: torch.device) -> SampledTexts:
+        """Itself, on a device."""
+        self._model.to(device)
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the language model."""
+        return model_digest(self._model)
+
+    @torch.no_grad()
+    def _write(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
+        """Ids [rows, length] of what the model writes, special tokens never."""
+        device = self._model.device
+        ids = self._ids.to(device)
+        drawn = self._ids[torch.randint(self._ids.numel(), (rows, 1), generator=rng)]
+        start = torch.tensor(self._start, dtype=torch.long).expand(rows, -1)
+        given = torch.cat([start, drawn], dim=1).to(device)
+        cache = {self._cache_name: DynamicCache(config=self._model.config)}
+        written = [given[:, -1:]]
+        seen = 0
+        for place in range(1, length):
+            seen += given.shape[1]
+            mask = torch.ones(rows, seen, dtype=torch.long, device=device)
+            output = self._model(input_ids=given, attention_mask=mask, use_cache=True, **cache)
+            logits = output.logits[:, -1, ids].float()
+            if place <= _GREEDY:
+                choice = logits.argmax(-1, keepdim=True)
+            else:
+                choice = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=rng).to(device)
+            given = ids[choice]
+            written.append(given)
+        return torch.cat(written, dim=1).cpu()
+
+
+class _Encoder:
+    """Makes a model's inputs of texts, padded on the right and cut to ``longest`` tokens beside the special ones."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+        self._tokenizer, self._longest = tokenizer, longest
+        self._limit = min(position_limit(model) or tokenizer.model_max_length, tokenizer.model_max_length)
+        self._decoder_start = decoder_start(model)
+
+    def __call__(self, texts: Sequence[Text]) -> GeneratedBatch:
+        firsts = [text if isinstance(text, str) else text[0] for text in texts]
+        seconds = None if isinstance(texts[0], str) else [text[1] for text in texts]
+        special = self._tokenizer.num_special_tokens_to_add(pair=seconds is not None)
+        inputs = dict(
+            self._tokenizer(
+                firsts,
+                seconds,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=min(self._longest + special, self._limit),
+                return_tensors="pt",
+            )
+        )
+        if self._decoder_start is not None:
+            inputs["decoder_input_ids"] = read_later(inputs["input_ids"], self._decoder_start)
+        return GeneratedBatch(inputs)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """A text in two halves of as many words."""
+    words = text.split()
+    middle = len(words) // 2 or 1
+    return " ".join(words[:middle]), " ".join(words[middle:]) or words[0]

@@ -1,0 +1,65 @@
+import json
+import sys
+
+import pytest
+import zeroshot_quality
+from rows import read_rows
+
+import lowbit
+from lowbit.data import TaskData
+from tests.tiny import options, toy_data
+from tests.zeroshot.runs import RUN
+
+
+@pytest.fixture
+def study(tiny, tmp_path, monkeypatch):
+    """Runs the study on a teacher for the toy task; gives all rows."""
+    file = tmp_path / "zeroshot_quality.jsonl"
+    monkeypatch.setattr(zeroshot_quality, "FILE", file)
+    asked = []
+
+    def data(task, data_dir, *, train, splits) -> TaskData:
+        asked.append(train)
+        return toy_data(pairs=task == "stsb")
+
+    monkeypatch.setattr(zeroshot_quality, "glue_data", data)
+    teachers = tmp_path / "teachers"
+    lowbit.tune(tiny.model("bert"), teachers / "sst2-full-fp32-0", toy_data(), method="full", options=options(epochs=1))
+
+    def run(*flags):
+        given = ["--teachers", teachers, "--work", tmp_path / "work", "--tasks", "sst2", "--schemes", "w2a8"]
+        given += ["--options", json.dumps(RUN | {"steps": 2, "evaluate_steps": 2}), *flags]
+        monkeypatch.setattr(sys, "argv", ["zeroshot_quality.py", *map(str, given)])
+        zeroshot_quality.main()
+        return read_rows(file)
+
+    run.asked = asked
+    return run
+
+
+def test_every_missing_row_is_made_once(study, tmp_path):
+    rows = study("--methods", "rtn", "random", "real")
+    assert [row["method"] for row in rows] == ["rtn", "random", "real"]
+    assert study.asked == [False, False, True]
+    for row in rows:
+        assert (row["kind"], row["metric"], row["scheme"], row["generator"]) == ("final", "accuracy", "w2a8", None)
+        assert 0 <= row["score"] <= 1
+        assert row["distance"] > 0
+        assert row["effective_bits"] > 2
+    assert len({row["teacher_score"] for row in rows}) == 1
+    assert (rows[0]["gap"], rows[0]["steps"]) == (rows[0]["start_gap"], 0)
+    assert len(study("--methods", "rtn", "random", "real")) == 3
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_trial_reads_no_data(study, monkeypatch):
+    monkeypatch.setattr(zeroshot_quality, "on_dev", lambda *_: pytest.fail("dev was read"))
+    (row,) = study("--methods", "zsaq", "--kind", "trial", "--strategy", "minmax", "--levels", "full")
+    assert "score" not in row
+    assert (row["strategy"], row["levels"], row["counts"]["ascents"]) == ("minmax", "full", 2)
+
+
+def test_pairs_of_sentences_stay_pairs():
+    texts = zeroshot_quality.training_texts(toy_data(pairs=True))
+    assert all(isinstance(text, tuple) for text in texts)
+    assert all(isinstance(text, str) for text in zeroshot_quality.training_texts(toy_data()))

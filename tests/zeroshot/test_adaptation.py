@@ -1,0 +1,150 @@
+"""States become mixtures over the target's embedding rows."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from lowbit.errors import SchemeError, UnsupportedModelError
+from lowbit.zeroshot import LanguageModelGenerator, TransformerGenerator, aligned_adaptation, random_adaptation
+from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing
+from lowbit.zeroshot.pieces import ordinary_ids
+from tests.models import WORDS, tiny_model, tiny_tokenizer
+from tests.tiny import random_states
+
+K = 5
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    return LanguageModelGenerator(tiny_model("opt", "OPTForCausalLM"), tiny_tokenizer("opt"))
+
+
+def aligned(generator, arch, class_name, **changes):
+    return aligned_adaptation(
+        generator, tiny_model(arch, class_name, seed=1), tiny_tokenizer(arch), Mixing(candidates=K, **changes)
+    )
+
+
+def test_the_same_tokenizer_gives_the_models_own_prediction(language_model):
+    adaptation = aligned(language_model, "opt", "OPTForSequenceClassification")
+    ordinary = ordinary_ids(language_model.tokenizer)
+    assert adaptation.shared == len(ordinary) == len(WORDS)
+    assert torch.equal(adaptation.ids, ordinary)
+    assert torch.equal(adaptation.keys, language_model.output_table[ordinary])
+    assert torch.equal(adaptation.map.weight, torch.eye(language_model.width))
+    states = language_model.states(2, 3, rng())
+    assert torch.equal(adaptation.map(states), states)
+
+
+def test_pieces_that_only_the_target_has_get_keys_from_their_rows(language_model):
+    tokenizer = tiny_tokenizer("bert")
+    tokenizer.add_tokens(["unheard"])
+    target = tiny_model("bert", "BertModel", seed=1)
+    new = tokenizer.convert_tokens_to_ids("unheard")
+    table, film = target.get_input_embeddings().weight.data, tokenizer.convert_tokens_to_ids("film")
+    table[new] = table[film]  # the same row, so a key like that of the film is expected
+    adaptation = aligned_adaptation(language_model, target, tokenizer, Mixing(candidates=K))
+    assert adaptation.shared == len(WORDS)
+    keys = dict(zip(adaptation.ids.tolist(), adaptation.keys, strict=True))
+    distances = {index: float((key - keys[new]).norm()) for index, key in keys.items() if index != new}
+    assert min(distances, key=distances.__getitem__) == film
+
+
+def test_rows_are_drawn_as_their_scores_say():
+    keys = torch.tensor([[3.0], [2.0], [0.0], [-1.0]])
+    adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=2))
+    ids, weights = adaptation(torch.ones(100, 200, 1), rng())
+    chosen = ids.gather(-1, weights.argmax(-1, keepdim=True)).flatten()
+    shares = torch.stack([(chosen == index).float().mean() for index in adaptation.ids])
+    torch.testing.assert_close(shares, torch.softmax(keys[:, 0], 0), atol=0.01, rtol=0)
+
+
+def test_a_hard_choice_is_one_row_with_the_gradients_of_the_mixture(language_model):
+    hard, soft = (aligned(language_model, "bert", "BertModel", hard=hard) for hard in (True, False))
+    states = language_model.states(2, 3, rng()).detach().requires_grad_(True)
+    ids, weights = hard(states, rng(1))
+    soft_ids, soft_weights = soft(states, rng(1))
+    assert torch.equal(ids, soft_ids)
+    assert torch.equal(weights.detach().sort().values[..., -2:], torch.tensor([0.0, 1.0]).expand(2, 3, 2))
+    assert torch.equal(weights.argmax(-1), soft_weights.argmax(-1))
+    torch.testing.assert_close(soft_weights.sum(-1), torch.ones(2, 3))
+    values = torch.randn(weights.shape, generator=rng(2))
+    gradients = [torch.autograd.grad((w * values).sum(), states)[0] for w in (weights, soft_weights)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_temperature_sharpens(language_model):
+    states = language_model.states(2, 3, rng())
+    largest = [
+        aligned(language_model, "bert", "BertModel", hard=False, temperature=t)(states, rng(1))[1].amax(-1).mean()
+        for t in (0.1, 1.0, 10.0)
+    ]
+    assert largest[0] > largest[1] > largest[2]
+
+
+def test_candidates_are_distinct_ordinary_rows(language_model):
+    ordinary = ordinary_ids(tiny_tokenizer("roberta"))
+    ids, weights = aligned(language_model, "roberta", "RobertaModel")(language_model.states(4, 6, rng()), rng())
+    assert ids.shape == weights.shape == (4, 6, K)
+    assert torch.isin(ids, ordinary).all()
+    assert (ids.sort(-1).values.diff(dim=-1) > 0).all()
+
+
+def test_gradients_reach_generator_and_map(language_model):
+    for generator in (language_model, TransformerGenerator(32, seed=0)):
+        target, tokenizer = tiny_model("albert", "AlbertModel"), tiny_tokenizer("albert")
+        if generator is language_model:
+            adaptation = aligned_adaptation(generator, target, tokenizer, Mixing(candidates=K))
+        else:
+            adaptation = random_adaptation(generator.width, target, tokenizer, Mixing(candidates=K))
+        generator.zero_grad()
+        _, weights = adaptation(generator.states(2, 3, rng()), rng())
+        (weights * torch.arange(K)).sum().backward()
+        assert adaptation.map.weight.grad.abs().sum() > 0
+        assert sum(p.grad.abs().sum() for p in generator.parameters() if p.grad is not None) > 0
+
+
+def test_a_random_map_follows_from_its_seed_and_has_scores_of_size_one():
+    target, tokenizer = tiny_model("albert", "AlbertModel"), tiny_tokenizer("albert")
+    before = random_states()
+    first, again, other = (
+        random_adaptation(256, target, tokenizer, Mixing(candidates=K), seed=seed) for seed in (0, 0, 1)
+    )
+    assert random_states() == before
+    assert torch.equal(first.map.weight, again.map.weight)
+    assert not torch.equal(first.map.weight, other.map.weight)
+    assert first.keys.shape == (len(WORDS), 24)
+    states = TransformerGenerator(256, seed=0).states(8, 16, rng())
+    assert 0.5 < (first.map(states) @ first.keys.t()).std() < 2
+    torch.testing.assert_close(first.keys.norm(dim=1), torch.ones(len(WORDS)))
+
+
+def test_bad_options_are_refused(language_model):
+    target, tokenizer = tiny_model("bert", "BertModel"), tiny_tokenizer("bert")
+    with pytest.raises(SchemeError, match="15 candidates of 14 rows"):
+        aligned_adaptation(language_model, target, tokenizer, Mixing(candidates=15))
+    for changes in ({"candidates": 0}, {"temperature": 0}, {"temperature": float("nan")}):
+        with pytest.raises(SchemeError, match="must be positive"):
+            Mixing(**changes)
+
+
+def test_a_generator_of_another_language_is_refused(language_model):
+    target = tiny_model("bert", "BertModel")
+    known, foreign = {"?": 0, "film": 1}, {f"слово{i}": 2 + i for i in range(60)}
+    with pytest.raises(UnsupportedModelError, match="share no piece"):
+        aligned_adaptation(language_model, target, words_of({"?": 0} | foreign))
+    few = words_of(known | {f"слово{i}": 2 + i for i in range(150)})
+    target.resize_token_embeddings(160)
+    with pytest.raises(UnsupportedModelError, match="share 1 of 151"):
+        aligned_adaptation(language_model, target, few)
+
+
+def words_of(ids):
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(ids, unk_token="?")), unk_token="?")

@@ -1,0 +1,94 @@
+"""Distances between student and teacher: of outputs, block by block, and on generated texts."""
+
+import pytest
+import torch
+
+from lowbit.losses import hidden_distance
+from lowbit.quantize import fake_quantize_model
+from lowbit.zeroshot import parse_recipe
+from lowbit.zeroshot.objective import BlockObjective, OutputObjective, Yardstick
+from lowbit.zeroshot.sources import RandomTokens
+from lowbit.zeroshot.student import block_paths, copy_of, fake_linears, forward, load_teacher, parameter_groups
+from tests.zeroshot.runs import chosen
+
+MODELS = [
+    ("bert", "BertForSequenceClassification"),
+    ("albert", "AlbertForSequenceClassification"),
+    ("t5", "T5ForConditionalGeneration"),
+    ("opt", "OPTForCausalLM"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("llama", "LlamaForCausalLM"),
+]
+every_model = pytest.mark.parametrize(("arch", "class_name"), MODELS)
+
+
+def pair(tiny, arch, class_name, recipe="w2a8"):
+    teacher = load_teacher(tiny.model(arch, class_name))
+    student = copy_of(teacher)
+    fake_quantize_model(student, parse_recipe(recipe))
+    batch = RandomTokens(teacher.model, teacher.tokenizer, chosen()).draw(4, torch.Generator().manual_seed(0))
+    return teacher, student, batch
+
+
+@every_model
+def test_blocks_are_compared_given_the_input_of_the_teacher(tiny, arch, class_name):
+    """What differs in one block shows in that block only, and gradients stay in it."""
+    teacher, student, batch = pair(tiny, arch, class_name)
+    paths = block_paths(student)
+    assert len(paths) == {"albert": 1, "t5": 4}.get(arch, 2)
+    untouched = copy_of(teacher)
+    objective = BlockObjective(teacher.model, paths)
+    with torch.no_grad():
+        target = objective.target(batch)
+        assert objective.loss(untouched, target, batch) == 0
+        whole = objective.loss(student, target, batch)
+        parts = []
+        for path in paths:
+            one = copy_of(teacher)
+            one.set_submodule(path, student.get_submodule(path))
+            parts.append(objective.loss(one, target, batch))
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    assert min(parts) > 1e-3
+    loss = objective.loss(student, target, batch)
+    gradients = torch.autograd.grad(loss, [module.latent for module in fake_linears(student).values()])
+    assert all(bool(gradient.any()) for gradient in gradients)
+
+
+def test_the_first_block_by_hand(tiny):
+    teacher, student, batch = pair(tiny, "bert", "BertForSequenceClassification")
+    objective = BlockObjective(teacher.model, ["bert.encoder.layer.0"])
+    with torch.no_grad():
+        found = objective.loss(student, objective.target(batch), batch)
+        student.bert.embeddings = teacher.model.bert.embeddings
+        ours, theirs = (forward(model, batch).hidden_states[1] for model in (student, teacher.model))
+    torch.testing.assert_close(found, hidden_distance(ours, theirs, batch.inputs["attention_mask"]))
+
+
+@every_model
+def test_outputs_of_the_teacher_have_no_distance(tiny, arch, class_name):
+    teacher, student, batch = pair(tiny, arch, class_name)
+    objective = OutputObjective(teacher.model, 1.0, 1.0)
+    measure = Yardstick(teacher, objective)
+    with torch.no_grad():
+        target = objective.target(batch)
+        assert abs(objective.loss(copy_of(teacher), target, batch)) < 1e-6
+        assert objective.loss(student, target, batch) > 1e-2
+    assert measure(student) > 1e-2 > abs(measure(copy_of(teacher)))
+    assert measure(student) == measure(student)
+
+
+@pytest.mark.parametrize(
+    ("arch", "class_name", "recipe"),
+    [("opt", "OPTForCausalLM", {"embeddings": "float"}), ("bert", "BertForMaskedLM", {})],
+)
+def test_tables_of_words_are_not_trained(tiny, arch, class_name, recipe):
+    student = copy_of(load_teacher(tiny.model(arch, class_name)))
+    fake_quantize_model(student, parse_recipe({"scheme": {"bits": 2, "outliers": None}, **recipe}))
+    groups = parameter_groups(student, 1e-3)
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    names = {name for name, parameter in student.named_parameters() if id(parameter) in trained}
+    assert {name for name, parameter in student.named_parameters() if parameter.requires_grad} == names
+    assert not any(name.endswith(("embed_tokens.weight", "word_embeddings.weight", "decoder.bias")) for name in names)
+    assert any(name.endswith("latent") for name in names)
+    assert any("norm" in name.lower() for name in names)
+    assert len(groups) == 1 + len(fake_linears(student))
