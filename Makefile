@@ -3,9 +3,11 @@
 #   PYTHON   the interpreter that creates .venv (3.11 or newer)
 #   TORCH    what is handed to pip first, before anything that needs torch. The default is the CPU build;
 #            for another build give pip's own words, as in make env TORCH="torch --index-url URL"
+#   WORK     where `make bench` keeps fine-tuned models between calls
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+WORK   ?= build/models
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -46,7 +48,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/untuned.py --split train --peers
 	$(BIN)/python benchmarks/untuned.py --split dev
 	$(BIN)/python benchmarks/strategies.py
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/tuning_cost.py
+	$(BIN)/python benchmarks/tuning_quality.py --work $(WORK)
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from markup import MISSING, markdown, newest, table
+from markup import MISSING, markdown, newest, show, table
 from rows import Row, read_rows
 
 FILE = "tuning_quality.jsonl"
@@ -49,12 +49,37 @@ def trials(results: Path) -> str:
     lines = []
     for model, method, scheme in sorted(found, key=lambda line: (line[0], *_order(line[1], line[2]))):
         rates = found[model, method, scheme]
-        cells = [f"{rate:g}: {statistics.fmean(rates[rate].values()):.3f}" for rate in sorted(rates)]
-        lines.append([model, METHODS[method], scheme, ", ".join(sorted(next(iter(rates.values())))), *cells])
+        tasks = sorted({task for scores in rates.values() for task in scores})
+        means = {r: statistics.fmean(s.values()) if len(s) == len(tasks) else None for r, s in rates.items()}
+        cells = [f"{rate:g}: {show(means, rate, '{:.3f}')}" for rate in sorted(rates)]
+        lines.append([model, METHODS[method], scheme, ", ".join(tasks), *cells])
     width = max((len(line) for line in lines), default=4)
     lines = [[*line, *[MISSING] * (width - len(line))] for line in lines]
     headings = ["Model", "Method", "Bits", "Tasks", *(f"Rate {number}" for number in range(1, width - 3))]
     return markdown(headings, lines, text_columns=4)
+
+
+@table("options")
+def options(results: Path) -> str:
+    """One line per width and option that was changed: held-out scores, and how the mean differs from none changed."""
+    plain = {}
+    for row in newest(_rows(results, "trial"), *_KEY, "rate"):
+        if row["method"] == "outliers":
+            plain[row["model"], row["scheme"], row["rate"], row["task"]] = 100 * row["score"]
+    found: dict[tuple[str, str, float, str], dict[str, float]] = {}
+    for row in newest(_rows(results, "option"), *_KEY, "rate", "option"):
+        line = (row["model"], row["scheme"], row["rate"], row["option"])
+        found.setdefault(line, {})[row["task"]] = 100 * row["score"]
+    tasks = sorted({task for scores in found.values() for task in scores})
+    lines = []
+    for model, scheme, rate, option in sorted(found, key=lambda line: (line[0], *_order("outliers", line[1]), line[3])):
+        scores = found[model, scheme, rate, option]
+        pairs = [(score, plain.get((model, scheme, rate, task))) for task, score in scores.items()]
+        known = [score - before for score, before in pairs if before is not None]
+        gain = f"{statistics.fmean(known):+.1f}" if len(known) == len(tasks) else MISSING
+        cells = [f"{scores[task]:.1f}" if task in scores else MISSING for task in tasks]
+        lines.append([model, scheme, f"{rate:g}", option, *cells, gain])
+    return markdown(["Model", "Bits", "Rate", "Changed", *tasks, "Gain"], lines, text_columns=4)
 
 
 def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:

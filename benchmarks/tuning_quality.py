@@ -6,7 +6,7 @@ at the best rate without it. A `final` trains on all rows at the rate whose tria
 were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
 the same order and the same schedule. Rows that are there already are not made again.
 
-    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --model /path/to/MiniLM --work /tmp/models
+    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --work /tmp/models
 """
 
 import argparse
@@ -22,6 +22,7 @@ import lowbit
 from lowbit.adapter import load
 from lowbit.checkpoint import load_tokenizer, measure
 from lowbit.data import TaskData, glue_data
+from lowbit.demo import minilm_folder
 from lowbit.loop import default_device, use_bf16
 from lowbit.scoring import score_model
 
@@ -77,12 +78,15 @@ FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder of the float model")
+    parser.add_argument("--model", default=minilm_folder(), help="folder of the float model; default the demo's MiniLM")
     parser.add_argument("--name", default="MiniLM-L6", help="its name in the table")
+    parser.add_argument("--rates-of", default="MiniLM-L6", help="the model whose trials chose the rates")
+    parser.add_argument("--train-rows", type=int, help="train on so many rows; default: as the task says")
     parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
     parser.add_argument("--kind", choices=["trial", "option", "final"], nargs="+", default=["trial", "final"])
     parser.add_argument("--tasks", nargs="+", default=["cola", "stsb", "sst2"])
     parser.add_argument("--methods", nargs="+", default=["full", "outliers", "random"])
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), help="which to try")
     parser.add_argument("--schemes", nargs="+", default=["w4", "w2"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default=default_device().type)
@@ -98,7 +102,7 @@ def main() -> None:
                     for rate in RATES[method]:
                         study.trial(task, method, scheme, rate)
             if "option" in arguments.kind and method == "outliers":
-                for name in OPTIONS:
+                for name in arguments.options:
                     for task in SEARCHED:
                         study.option(task, scheme, name)
             if "final" in arguments.kind:
@@ -126,7 +130,7 @@ class Study:
     def option(self, task: str, scheme: str, name: str) -> None:
         """A trial of ours with one option changed."""
         data = held_out_data(task, self.arguments.data_dir)
-        rate = best_rate(read_rows(FILE), "outliers", scheme)
+        rate = self._best_rate("outliers", scheme)
         row = self._row("option", task, "outliers", scheme, 0, rate, data, TRIAL_EPOCHS[task])
         row["options"], changes = OPTIONS[name]
         row |= {"option": name, "backbone": changes}
@@ -135,8 +139,8 @@ class Study:
 
     def final(self, task: str, method: str, scheme: str, seed: int) -> None:
         """Train on all rows at the rate of the best trials, and score dev."""
-        data = task_data(task, self.arguments.data_dir)
-        rate = best_rate(read_rows(FILE), "full" if method == "ptq" else method, scheme)
+        data = task_data(task, self.arguments.data_dir, self.arguments.train_rows)
+        rate = self._best_rate("full" if method == "ptq" else method, scheme)
         row = self._row("final", task, method, scheme, seed, rate, data, EPOCHS[task])
         output = self.work / f"{task}-{method}-{scheme}-{seed}"
         if method == "ptq":
@@ -144,6 +148,10 @@ class Study:
                 self._quantize_after(row, data, output)
         elif not done(FILE, row, KEY) or (method == "full" and not output.exists()):
             self._run(row, data, output)
+
+    def _best_rate(self, method: str, scheme: str) -> float:
+        rows = [row for row in read_rows(FILE) if row["model"] == self.arguments.rates_of]
+        return best_rate(rows, method, scheme)
 
     def _row(
         self, kind: str, task: str, method: str, scheme: str, seed: int, rate: float, data: TaskData, epochs: int
@@ -233,9 +241,9 @@ class Study:
         return output
 
 
-def task_data(task: str, data_dir: str | None) -> TaskData:
+def task_data(task: str, data_dir: str | None, train_rows: int | None = None) -> TaskData:
     """The training rows of a final run, the same ones for every seed, and dev."""
-    return glue_data(task, data_dir, train_rows=TRAIN_ROWS.get(task), splits=SPLITS.get(task), seed=0)
+    return glue_data(task, data_dir, train_rows=train_rows or TRAIN_ROWS.get(task), splits=SPLITS.get(task), seed=0)
 
 
 def held_out_data(task: str, data_dir: str | None) -> TaskData:

@@ -1,9 +1,16 @@
 """Tables of what stage 2 costs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from markup import markdown, newest, show
-from rows import Row
+from markup import markdown, newest, show, table
+from rows import Row, read_rows
+
+
+@table("tuning_cost")
+def tuning_cost(results: Path) -> str:
+    """Time and memory of a training step."""
+    return cost_table(read_rows(results / "tuning_cost.jsonl"))
 
 
 def cost_table(rows: Sequence[Row]) -> str:

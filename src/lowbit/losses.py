@@ -57,7 +57,7 @@ def output_distance(
     behind an encoder is compared by its own states where it has no logits. ``mask`` [rows, tokens] is 0 at padding,
     which all leave out. Outputs are transformers' with ``output_hidden_states=True``.
     """
-    found = hidden * hidden_distance(_last_states(student), _last_states(teacher), mask)
+    found = hidden * hidden_distance(last_states(student), last_states(teacher), mask)
     if getattr(teacher, "decoder_hidden_states", None) and getattr(teacher, "logits", None) is None:
         ours, theirs = student.decoder_hidden_states[-1], teacher.decoder_hidden_states[-1]
         known = mask if mask.shape == theirs.shape[:2] else torch.ones_like(theirs[..., 0])
@@ -65,17 +65,19 @@ def output_distance(
     for name in ("logits", "start_logits", "end_logits"):
         logits = getattr(teacher, name, None)
         if logits is not None:
-            found = found + logit_distance(*_scored(getattr(student, name), logits, mask), temperature)
+            found = found + logit_distance(*scored_logits(getattr(student, name), logits, mask), temperature)
     return found
 
 
-def _last_states(output: Any) -> torch.Tensor:
+def last_states(output: Any) -> torch.Tensor:
     """Hidden states [rows, tokens, width] of the last layer; of the encoder, where there are two stacks."""
     states = getattr(output, "encoder_hidden_states", None) or output.hidden_states
     return states[-1]
 
 
-def _scored(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scored_logits(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both models' logits as [n, outputs]: a row per text, or per token that is no padding."""
     if teacher.dim() == 2:
         return student, teacher

@@ -74,14 +74,32 @@ def test_lines_go_from_many_bits_to_few(results):
 def test_trials_show_every_rate(results):
     trials = [
         OURS | {"kind": "trial", "rate": rate, "task": task, "score": score}
-        for rate, task, score in [(0.01, "sst2", 0.8), (0.01, "stsb", 0.6), (0.003, "sst2", 0.7), (0.003, "stsb", 0.7)]
+        for rate, task, score in [
+            (0.01, "sst2", 0.8),
+            (0.01, "stsb", 0.6),
+            (0.003, "sst2", 0.7),
+            (0.003, "stsb", 0.7),
+            (0.03, "sst2", 0.9),
+        ]
     ]
     write(results / "tuning_quality.jsonl", [*trials, FULL])
     assert body(tables.TABLES["trials"](results)) == [
-        ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700"]
+        ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700", "0.03: –"]
     ]
 
 
-@pytest.mark.parametrize("name", ["tuning", "frozen", "trials"])
+def test_an_option_stands_beside_the_same_runs_without_it(results):
+    plain = [OURS | {"kind": "trial", "task": t, "score": score} for t, score in (("sst2", 0.8), ("stsb", 0.7))]
+    other = OURS | {"kind": "trial", "task": "sst2", "rate": 0.03, "score": 0.1}
+    changed = [OURS | {"kind": "option", "option": "cosine", "task": t, "score": 0.81} for t in ("sst2", "stsb")]
+    alone = OURS | {"kind": "option", "option": "gptq", "task": "stsb", "score": 0.75}
+    write(results / "tuning_quality.jsonl", [*plain, other, *changed, alone])
+    assert body(tables.TABLES["options"](results)) == [
+        ["minilm", "w4", "0.01", "cosine", "81.0", "81.0", "+6.0"],
+        ["minilm", "w4", "0.01", "gptq", "–", "75.0", "–"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["options", "tuning", "frozen", "trials"])
 def test_no_rows_give_an_empty_table(results, name):
     assert "–" in tables.TABLES[name](results)
