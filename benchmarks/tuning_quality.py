@@ -50,7 +50,6 @@ RATES = {
 }
 # What is changed for a trial of an option: fields of TuneOptions, and of the backbone's scheme.
 OPTIONS: dict[str, tuple[Row, Row]] = {
-    "as it is": ({}, {}),
     "outliers and head only": ({"norms": False, "biases": False}, {}),
     "step sizes along": ({"scales": True}, {}),
     "positions: random": ({"positions": "random"}, {}),
@@ -116,7 +115,7 @@ class Study:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.work: Path = arguments.work
+        self.work: Path = arguments.work / arguments.name / str(arguments.train_rows or "all")
         self.work.mkdir(parents=True, exist_ok=True)
         self.precision = "bf16" if use_bf16("auto", default_device()) else "fp32"
 
@@ -150,7 +149,8 @@ class Study:
             self._run(row, data, output)
 
     def _best_rate(self, method: str, scheme: str) -> float:
-        rows = [row for row in read_rows(FILE) if row["model"] == self.arguments.rates_of]
+        wanted = {"model": self.arguments.rates_of, "precision": self.precision, "batch": BATCH_SIZE}
+        rows = [row for row in read_rows(FILE) if all(row.get(name) == value for name, value in wanted.items())]
         return best_rate(rows, method, scheme)
 
     def _row(
@@ -181,13 +181,14 @@ class Study:
             batch_size=BATCH_SIZE,
             seed=row["seed"],
             learning_rate=row["rate"],
-            recipe=lowbit.Recipe.parse(scheme if scheme != "fp32" else "w4"),
             save_steps=0,
             cache="none" if method in FROM_FLOAT else self.precision,
             **row["options"],
         )
+        if method in ("qat", "qat-kd"):
+            options = dataclasses.replace(options, recipe=lowbit.Recipe.parse(scheme))
         if method.endswith("-kd"):
-            teacher = self._full(row["task"], row["seed"])
+            teacher = self._full(row["task"], row["seed"]) if row["kind"] == "final" else self._trial_teacher(row, data)
             options = dataclasses.replace(options, teacher=teacher)
         if method == "loftq":
             options = dataclasses.replace(options, float_model=Path(self.arguments.model))
@@ -217,7 +218,7 @@ class Study:
         remove(output)
         lowbit.quantize(full, row["scheme"], output=output)
         scores = score_model(load(output), load_tokenizer(output), data, max_length=128, precision="auto")
-        extra = {"score": next(iter(scores.values()))[data.primary], "trained_share": 0.0, "trained": {}}
+        extra = {"score": next(iter(scores.values()))[data.primary], "trained_share": 1.0, "trained": {}}
         seconds = round(time.perf_counter() - start, 1)
         append(FILE, row | extra | {"seconds": seconds, "effective_bits": round(measure(output).effective_bits, 4)})
         remove(output)
@@ -227,6 +228,17 @@ class Study:
         output = self.work / f"{task}-full-fp32-{seed}"
         if not output.exists():
             self.final(task, "full", "fp32", seed)
+        return output
+
+    def _trial_teacher(self, row: Row, data: TaskData) -> Path:
+        """A model fine-tuned on the rows of a trial only: one that knew the others would give them away."""
+        output = self.work / f"{row['task']}-full-trial"
+        if not output.exists():
+            rate = self._best_rate("full", "fp32")
+            options = lowbit.TuneOptions(
+                epochs=row["epochs"], batch_size=BATCH_SIZE, learning_rate=rate, seed=row["seed"], save_steps=0
+            )
+            lowbit.tune(self.arguments.model, output, data, method="full", options=options)
         return output
 
     def _backbone(self, text: str, changes: Row) -> Path:

@@ -9,7 +9,15 @@ from tests.tiny import toy_data
 
 
 def trial(task, rate, score, method="outliers", scheme="w4", model="tiny"):
-    row = {"kind": "trial", "task": task, "method": method, "scheme": scheme, "model": model}
+    row = {
+        "precision": "fp32",
+        "batch": study.BATCH_SIZE,
+        "kind": "trial",
+        "task": task,
+        "method": method,
+        "scheme": scheme,
+        "model": model,
+    }
     return row | {"rate": rate, "score": score}
 
 
@@ -65,7 +73,7 @@ def run(tiny, tmp_path, monkeypatch):
         study.main()
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
-    call.made, call.file, call.work = made, file, tmp_path / "work"
+    call.made, call.file, call.work = made, file, tmp_path / "work" / "tiny" / "all"
     return call
 
 
@@ -98,11 +106,11 @@ def test_a_teacher_is_the_fully_tuned_model_of_the_same_seed(run):
 
 
 def test_options_are_tried_one_at_a_time(run):
-    chosen = ["as it is", "cosine", "positions: Gaussian tail"]
+    chosen = ["cosine", "positions: Gaussian tail"]
     run.file.write_text("".join(json.dumps(row) + "\n" for row in trials(scheme="w2")), encoding="utf-8")
     rows = run("--kind", "option", "--methods", "outliers", "--schemes", "w2", "--options", *chosen)[6:]
     assert [(row["option"], row["task"]) for row in rows] == [(name, t) for name in chosen for t in study.SEARCHED]
     assert {row["rate"] for row in rows} == {1e-2}
-    assert [options.schedule for _, options in run.made] == ["linear", "linear", "cosine", "cosine", "linear", "linear"]
+    assert [options.schedule for _, options in run.made] == ["cosine", "cosine", "linear", "linear"]
     folders = {path.name for path in run.work.iterdir()}
     assert {"backbone-w2", "backbone-w2-tail"} <= folders

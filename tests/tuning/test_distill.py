@@ -180,3 +180,15 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny, tmp_path, name):
     with pytest.raises(AdapterError, match=f"the teacher {teacher} {message}"):
         lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(), options=options(teacher=teacher))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_labels_or_in_few_bits_is_refused(tiny, teachers, tmp_path):
+    swapped = toy_data(("yes", "no"))
+    with pytest.raises(
+        AdapterError, match=r"knows the labels no, yes, the task yes, no; give one with the same labels"
+    ):
+        lowbit.tune(tiny.backbone("bert"), tmp_path / "out", swapped, options=options(teacher=teachers("bert")))
+    quantized = lowbit.quantize(teachers("bert"), "w4", output=tmp_path / "quantized").path
+    with pytest.raises(AdapterError, match="is quantized; give the float model"):
+        lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(), options=options(teacher=quantized))
+    assert not (tmp_path / "out").exists()

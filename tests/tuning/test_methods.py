@@ -173,8 +173,10 @@ def test_every_method_learns(tiny, tmp_path):
     data = dataclasses.replace(toy_data(), evaluations={"train": toy_data().train})
     for method in METHODS:
         start, needed = tiny.start(method, "gpt2")
-        rate = 0.02 if METHODS[method].from_backbone else 3e-3
-        chosen = options(epochs=10, learning_rate=rate, head_learning_rate=0.02, **needed)
+        rates = {"learning_rate": 3e-3}
+        if METHODS[method].from_backbone:
+            rates = {"learning_rate": 0.02, "head_learning_rate": 0.02}
+        chosen = options(epochs=10, **rates, **needed)
         assert lowbit.tune(start, tmp_path / method, data, method=method, options=chosen).score > 0.8, method
 
 
@@ -201,3 +203,58 @@ def test_checkpointing_changes_memory_only(tiny, tmp_path):
         found[checkpointing] = read_adapter(result.path)[1]
     for name, tensor in found[False].items():
         assert torch.allclose(tensor.float(), found[True][name].float(), atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "flag"),
+    [
+        ("full", {"budget": 0.01}, "--budget"),
+        ("ptq", {"cache": "fp32"}, "--cache"),
+        ("qat", {"head_learning_rate": 1e-3}, "--head-learning-rate"),
+        ("scales", {"positions": "mix"}, "--positions"),
+        ("random", {"positions": "gradient"}, "--positions"),
+        ("bitfit", {"rate_by_step": True}, "--rate-by-step"),
+        ("lora", {"norms": False}, "--norms"),
+        ("outliers", {"rank": 4}, "--rank"),
+        ("lora", {"float_model": "somewhere"}, "--float-model"),
+    ],
+)
+def test_an_option_that_a_method_has_no_use_for_is_refused(tiny, tmp_path, method, changes, flag):
+    start, _ = tiny.start(method)
+    with pytest.raises(SchemeError, match=f"the method '{method}' has no use for {flag}; leave it out"):
+        lowbit.tune(start, tmp_path / "out", toy_data(), method=method, options=options(**changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["outliers", "random"])
+def test_a_matrix_without_outliers_is_left_alone(tiny, tmp_path, method):
+    override = {"match": "encoder.layer.0.output.dense", "scheme": "w4o0"}
+    backbone = tiny.backbone("bert", recipe={"scheme": "w4o2", "overrides": [override]})
+    chosen = options(learning_rate=0.05, rate_by_step=True)
+    result = lowbit.tune(backbone, tmp_path / "out", toy_data(), method=method, options=chosen)
+    assert result.trained["outliers"] == OUTLIERS - 31
+    plain, tuned = lowbit.load(backbone), lowbit.load(backbone, result.path).bert
+    for name, same in ((override["match"], True), ("encoder.layer.1.output.dense", False)):
+        assert torch.equal(plain.get_submodule(name).weight, tuned.get_submodule(name).weight) == same
+
+
+def test_a_budget_that_is_spent_to_the_last_value_trains_no_outliers(tiny, tmp_path):
+    result = tune(tiny, tmp_path / "out", budget=(sum(BESIDE.values()) + 0.5) / WEIGHTS, learning_rate=0.05)
+    assert result.trained["outliers"] == 0
+    before, after = lowbit.load(tiny.backbone("bert")), lowbit.load(tiny.backbone("bert"), result.path).bert
+    name = "encoder.layer.0.output.dense"
+    assert torch.equal(before.get_submodule(name).weight, after.get_submodule(name).weight)
+
+
+def test_a_model_without_biases_has_none_to_train(tiny, tmp_path):
+    with pytest.raises(AdapterError, match="the model has no biases to train; choose another method"):
+        lowbit.tune(tiny.backbone("t5"), tmp_path / "out", toy_data(), method="bitfit", options=options())
+
+
+def test_an_adapter_names_its_method_and_no_folder_of_the_machine(tiny, tmp_path):
+    teacher = lowbit.tune(tiny.model("bert"), tmp_path / "teacher", toy_data(), method="full", options=options()).path
+    result = tune(tiny, tmp_path / "out", "random", teacher=teacher)
+    text = (result.path / "task_adapter.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert '"method": "random"' in text
+    assert '"positions": "random"' in text

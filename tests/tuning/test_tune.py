@@ -65,7 +65,7 @@ def test_the_adapter_says_what_it_is_for(tiny):
         label_names=("no", "yes"),
         max_length=16,
         trained=info.trained,
-        options=options(scales=True).to_dict(),
+        options={"method": "outliers", **options(scales=True).to_dict(), "learning_rates": [5e-4, 1e-2]},
         scores=info.scores,
     )
 

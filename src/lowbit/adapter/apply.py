@@ -81,7 +81,7 @@ def remove_adapter(model: PreTrainedModel) -> None:
         take_factors_off(model)
         for path, module in _widened(model, active.replaced).items():
             for part in SPARSE:
-                setattr(module, part, active.replaced[f"{path}.{part}"])
+                setattr(module, part, active.replaced[f"{path}.{part}"].to(module.codes.device))
         _assign(model, active.replaced)
         model.lowbit_adapter = None
 

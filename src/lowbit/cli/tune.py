@@ -13,7 +13,7 @@ from lowbit.cli.console import cell, print_json, print_table, progress
 
 
 def tune(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Backbone (outliers) or float model (full, ptq).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Backbone, or float model (full, ptq, qat).")],
     output: options.Output,
     task: options.Task = None,
     data_dir: options.DataDir = None,
@@ -65,7 +65,7 @@ def tune(
     ] = None,
     positions: Annotated[
         Literal["backbone", "random", "gradient", "mix"],
-        typer.Option("--positions", help="Weights to train: the backbone's outliers, or others of the same number."),
+        typer.Option("--positions", help="Weights to train: the backbone's outliers, or others."),
     ] = "backbone",
     initial: Annotated[
         Literal["stored", "decoded"], typer.Option("--initial", help="Start values as stored, or from the grid.")

@@ -26,7 +26,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Options of one run. None takes the default of the method, for ``outliers`` that of the backbone's bits.
+    """Options of one run. None takes the default of the method; what a method has no use for is refused.
 
     Training: ``learning_rate`` of what the method is about (outlier values, step sizes, low-rank factors, all
     weights); ``head_learning_rate`` of the head and of what is trained along. ``warmup``: part of the steps in which

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -74,10 +76,15 @@ def train_positions(model: PreTrainedModel, positions: Positions, initial: str) 
             widen(module, positions[path])
             value = module.train_payload("outlier_value")
             trained = torch.isin(module.tensor.outlier_positions(), positions[path])
-            value.register_hook(trained.to(value.dtype).mul)
+            value.register_hook(_masked(trained))
         if initial == "decoded":
             decoded = module.tensor.dequantize_dense().view(-1)[module.tensor.outlier_positions()]
             value.copy_(torch.where(trained, decoded, value))
+
+
+def _masked(trained: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A hook that lets gradients through where ``trained`` is set; the parameter may move to another device."""
+    return lambda grad: grad * trained.to(grad.device)
 
 
 def cache_weights(model: PreTrainedModel, cache: str) -> None:

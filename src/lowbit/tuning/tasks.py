@@ -10,8 +10,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import CAUSAL_LM, load_causal_lm, load_classifier
+from lowbit.checkpoint import read_config
 from lowbit.data import TaskData, TextData, encode, text_size, token_blocks
 from lowbit.errors import AdapterError, DataError
+from lowbit.hf import is_quantized
 from lowbit.loop import Progress
 from lowbit.scoring import check_metrics, score_model, score_text
 from lowbit.tuning.batches import Row, one_item
@@ -43,6 +45,14 @@ class LabelTask:
     def teacher(self, folder: Path) -> PreTrainedModel:
         """A fine-tuned model of the same labels; one without a trained head raises AdapterError."""
         model, fresh = load_classifier(folder, self.data.label_names, seed=0, dtype=torch.float32)
+        if is_quantized(model):
+            raise AdapterError(f"the teacher {folder} is quantized; give the float model that was fine-tuned")
+        known = tuple(read_config(folder).id2label.values())
+        if self.data.label_names is not None and known != self.data.label_names and known[0] != "LABEL_0":
+            raise AdapterError(
+                f"the teacher {folder} knows the labels {', '.join(known)}, the task "
+                f"{', '.join(self.data.label_names)}; give one with the same labels in the same order"
+            )
         if fresh:
             raise AdapterError(f"the teacher {folder} has no trained {min(fresh)!r}; fine-tune it for the task first")
         return model

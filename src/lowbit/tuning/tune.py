@@ -8,14 +8,14 @@ from typing import Any
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from lowbit.adapter import is_adapter, record_scores
-from lowbit.checkpoint import checkpoint_folder, load_tokenizer, refuse_existing
+from lowbit.checkpoint import checkpoint_folder, hub_id, load_tokenizer, refuse_existing
 from lowbit.data import TaskData, TextData
 from lowbit.errors import AdapterError, SchemeError
 from lowbit.hf import is_quantized
-from lowbit.loop import Progress, SavedRun, default_device, once, use_bf16
+from lowbit.loop import Progress, SavedRun, default_device, model_digest, once, use_bf16
 from lowbit.tuning.batches import plan_batches
 from lowbit.tuning.distill import distillation, label_loss
-from lowbit.tuning.methods import METHODS
+from lowbit.tuning.methods import METHODS, Prepared, check_options
 from lowbit.tuning.options import TuneOptions, TuneResult
 from lowbit.tuning.prepare import linear_weights
 from lowbit.tuning.tasks import LabelTask, TextTask, task_of
@@ -51,6 +51,7 @@ def tune(
         raise SchemeError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
     output = refuse_existing(output)
     options = options or TuneOptions()
+    check_options(method, METHODS[method], options)
     _check_cache(options)
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
@@ -67,10 +68,18 @@ def tune(
     def first_batch() -> Any:
         return collate([features[row] for row in plan_batches(features, options.batch_size, 1, options.seed)[0]])
 
+    teacher = _teacher(task, options, tokenizer, tuned) if options.teacher else None
     prepared = run.prepare(first_batch)
     from lowbit.tuning.trainer import train  # here: transformers' Trainer takes seconds to import
 
-    saved = SavedRun(output, {"method": method, **options.to_dict(), "recipe": options.recipe.to_dict()})
+    facts = {
+        "method": method,
+        **options.to_dict(),
+        "recipe": options.recipe.to_dict(),
+        "bf16": use_bf16(options.precision, default_device()),
+        "teacher": model_digest(teacher) if teacher else None,
+    }
+    saved = SavedRun(output, facts)
     done = train(
         prepared.model,
         features,
@@ -78,7 +87,7 @@ def tune(
         options,
         collate=collate,
         items=task.items,
-        loss=distillation(_teacher(task, options, tokenizer, tuned)) if options.teacher else label_loss,
+        loss=distillation(teacher) if teacher else label_loss,
         held_out=held_out,
         saved=saved,
         progress=progress,
@@ -86,7 +95,7 @@ def tune(
     fields = task.fields() | {
         "max_length": options.max_length,
         "trained": prepared.trained,
-        "options": options.to_dict(),
+        "options": _record(method, run.options, prepared),
     }
 
     def deliver() -> dict[str, dict[str, float]]:
@@ -114,6 +123,16 @@ def tune(
         rows=len(features),
         steps=done.steps,
     )
+
+
+def _record(method: str, options: TuneOptions, prepared: Prepared) -> dict[str, Any]:
+    """What a result says of how it was made; models go by their names on the hub, if they have some, not by paths."""
+    named = {
+        name: None if folder is None else hub_id(checkpoint_folder(folder))
+        for name, folder in (("teacher", options.teacher), ("float_model", options.float_model))
+    }
+    rates = sorted({group["lr"] for group in prepared.groups})
+    return {"method": method, **options.to_dict(), **named, "learning_rates": rates}
 
 
 def _check_cache(options: TuneOptions) -> None:

@@ -1,6 +1,6 @@
 """The methods of fine-tuning behind one trainer, by name."""
 
-from lowbit.tuning.methods.base import Method, Prepared
+from lowbit.tuning.methods.base import Method, Prepared, check_options
 from lowbit.tuning.methods.lora import LoftQ, Lora
 from lowbit.tuning.methods.qat import QAT
 from lowbit.tuning.methods.sparse import Biases, Outliers, Random, Scales
@@ -18,4 +18,4 @@ METHODS: dict[str, type[Method]] = {
     "qat": QAT,
 }
 
-__all__ = ["METHODS", "Method", "Prepared"]
+__all__ = ["METHODS", "Method", "Prepared", "check_options"]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.adapter import load
-from lowbit.errors import AdapterError
+from lowbit.errors import AdapterError, SchemeError
 from lowbit.tuning.options import TuneOptions
 
 Batch = Mapping[str, Any]
@@ -34,6 +34,7 @@ class Method(ABC):
     """
 
     from_backbone: ClassVar[bool]
+    takes: ClassVar[frozenset[str]]  # the options that not every method has a use for
 
     def __init__(self, model: PreTrainedModel, folder: Path, options: TuneOptions) -> None:
         self.model, self.folder, self.options = model, folder, options
@@ -49,6 +50,29 @@ class Method(ABC):
     def load(self, output: Path) -> PreTrainedModel:
         """The result as a user would load it."""
         return load(self.folder, output) if self.from_backbone else load(output)
+
+
+_SPECIAL = (
+    "norms",
+    "biases",
+    "scales",
+    "budget",
+    "positions",
+    "initial",
+    "rate_by_step",
+    "rank",
+    "float_model",
+    "cache",
+    "head_learning_rate",
+)
+
+
+def check_options(name: str, method: type[Method], options: TuneOptions) -> None:
+    """Refuse an option that a method would not look at."""
+    plain = TuneOptions()
+    for option in _SPECIAL:
+        if option not in method.takes and getattr(options, option) != getattr(plain, option):
+            raise SchemeError(f"the method {name!r} has no use for --{option.replace('_', '-')}; leave it out")
 
 
 def budget_left(options: TuneOptions, weights: int, trained: Mapping[str, int]) -> int | None:

@@ -30,6 +30,7 @@ class Lora(Method):
     """
 
     from_backbone = True
+    takes = frozenset(("budget", "rank", "cache", "head_learning_rate"))
 
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Add the factors, then freeze everything but them and the head."""
@@ -84,6 +85,8 @@ class LoftQ(Lora):
 
     One step of it: the backbone is shared by all tasks and stays as it is.
     """
+
+    takes = Lora.takes | {"float_model"}
 
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Add the factors, set them by the float model, then freeze everything but them and the head."""

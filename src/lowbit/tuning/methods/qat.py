@@ -21,6 +21,7 @@ class QAT(Method):
     """
 
     from_backbone = False
+    takes = frozenset()
 
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Quantize by the recipe, and train through the rounding at one rate."""

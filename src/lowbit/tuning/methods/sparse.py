@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
 from lowbit.adapter import AdapterInfo, adapter_target, model_fingerprint, write_adapter
-from lowbit.arch import relative_name
+from lowbit.arch import find_module, relative_name
 from lowbit.checkpoint import hub_id
+from lowbit.errors import AdapterError
 from lowbit.nn import QuantLinear, rows_of
 from lowbit.tuning.methods.base import Batch, Method, Prepared, budget_left
 from lowbit.tuning.positions import Positions, choose_positions, dense_gradients
@@ -26,6 +27,9 @@ class Outliers(Method):
     """PreQuant's stage 2: outlier values and head, with norms, biases and step sizes along by choice."""
 
     from_backbone = True
+    takes = frozenset(
+        ("norms", "biases", "scales", "budget", "positions", "initial", "rate_by_step", "cache", "head_learning_rate")
+    )
     main: ClassVar[str] = "outliers"  # the group that the learning rate is for
     learning_rate: ClassVar[float] = _LEARNING_RATE
 
@@ -37,10 +41,13 @@ class Outliers(Method):
         needs_gradients = self.main == "outliers" and options.positions in ("gradient", "mix")
         gradients = dense_gradients(model, first_batch()) if needs_gradients else {}
         self._names = self._freeze()
+        if not self._names[self.main]:
+            raise AdapterError(f"the model has no {self.main} to train; choose another method")
         trained = {group: sum(adapter_target(model, n).numel() for n in found) for group, found in self._names.items()}
         if self.main == "outliers":
             self._positions = self._choose(trained, gradients)
-            trained["outliers"] = sum(found.numel() for found in self._positions.values()) or trained["outliers"]
+            if self._positions:
+                trained["outliers"] = sum(found.numel() for found in self._positions.values())
             train_positions(model, self._positions, options.initial)
         else:
             budget_left(options, linear_weights(model), trained)
@@ -49,11 +56,14 @@ class Outliers(Method):
 
     def _choose(self, trained: Mapping[str, int], gradients: Mapping[str, torch.Tensor]) -> Positions:
         """The positions by module; none where they are the backbone's own."""
-        options, linears = self.options, quant_linears(self.model)
+        options = self.options
+        linears = {n: module for n, module in quant_linears(self.model).items() if module.outlier_value is not None}
         left = budget_left(options, linear_weights(self.model), {**trained, "outliers": 0})
         if options.positions == "backbone" and (left is None or left >= trained["outliers"]):
             return {}
-        return choose_positions(linears, options.positions, _counts(linears, left), options.seed, gradients)
+        own = left is None or options.positions == "backbone"
+        counts = _shared({path: _size(module, own) for path, module in linears.items()}, left)
+        return choose_positions(linears, options.positions, counts, options.seed, gradients)
 
     def _freeze(self) -> dict[str, list[str]]:
         options = self.options
@@ -69,7 +79,10 @@ class Outliers(Method):
         ]
         groups = [{"params": main, "lr": rate}]
         if options.rate_by_step:
-            steps = [float(module.scale.float().mean()) for module in quant_linears(model).values()]
+            paths = [find_module(model, name.rpartition(".")[0]) or "" for name in self._names[self.main]]
+            steps = [
+                float(cast(torch.Tensor, model.get_submodule(path).scale).detach().float().mean()) for path in paths
+            ]
             mean = sum(steps) / len(steps)
             groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
@@ -91,6 +104,8 @@ class Outliers(Method):
 class Random(Outliers):
     """The same with random positions, as many as the backbone has outliers or the budget allows."""
 
+    takes = Outliers.takes - {"positions"}
+
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Draw the positions with the seed, then freeze everything else."""
         self.options = dataclasses.replace(self.options, positions="random")
@@ -100,6 +115,7 @@ class Random(Outliers):
 class Scales(Outliers):
     """Step sizes and head only: PEQA (Kim et al. 2023, arXiv 2305.14152)."""
 
+    takes = frozenset(("budget", "rate_by_step", "cache", "head_learning_rate"))
     main = "scales"
     learning_rate = 1e-4
 
@@ -110,6 +126,7 @@ class Scales(Outliers):
 class Biases(Outliers):
     """Biases of the block linears, and the head: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
 
+    takes = frozenset(("budget", "cache", "head_learning_rate"))
     main = "biases"
     learning_rate = 1e-3
 
@@ -117,9 +134,12 @@ class Biases(Outliers):
         return prepare(self.model, outliers=False, norms=False)
 
 
-def _counts(linears: Mapping[str, QuantLinear], limit: int | None) -> dict[str, int]:
-    """Positions of each module: the budget shared by size, or as many as the module has outliers."""
-    if limit is None:
-        return {path: module.tensor.outlier_count for path, module in linears.items()}
-    sizes = {path: module.shape[0] * module.shape[1] for path, module in linears.items()}
-    return {path: limit * size // sum(sizes.values()) for path, size in sizes.items()}
+def _size(module: QuantLinear, own: bool) -> int:
+    """How many outliers a module has of its ``own``, or how many weights."""
+    return module.tensor.outlier_count if own else module.shape[0] * module.shape[1]
+
+
+def _shared(sizes: Mapping[str, int], limit: int | None) -> dict[str, int]:
+    """A budget shared in proportion to sizes; without one the sizes themselves."""
+    whole = sum(sizes.values())
+    return {path: size if limit is None else limit * size // whole for path, size in sizes.items()}

@@ -21,6 +21,7 @@ class Full(Method):
     """Ordinary fine-tuning of a float model; the result is a float model."""
 
     from_backbone = False
+    takes = frozenset()
 
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Train everything at one rate."""
