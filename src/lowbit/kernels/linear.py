@@ -32,8 +32,8 @@ def quant_linear(
 
     Under autocast the product runs in the autocast dtype. Gradients reach ``x``, ``bias``, ``tensor.outlier_value`` and
     ``tensor.scale`` where they require them. A ``cache`` of the tensor changes nothing but the time; it serves products
-    in its own dtype. While step sizes of rows or of the whole weight are trained, the output is kept for the backward,
-    so it must not be changed in place.
+    in its own dtype. While step sizes of rows or of the whole weight are trained, a copy of the output is kept for the
+    backward.
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -115,7 +115,7 @@ class _QuantLinear(torch.autograd.Function):
         ctx.save_for_backward(kept_x, values, scale, *((output, bias) if by_output else (None, None)))
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
         ctx.cache = cache
-        return output
+        return output.clone() if by_output else output  # DeBERTa divides what it gets in place
 
     @staticmethod
     @once_differentiable
