@@ -39,6 +39,30 @@ def frozen(results: Path) -> str:
     return _scores(_finals(results), FROZEN_TASKS)
 
 
+@table("paired")
+def paired(results: Path) -> str:
+    """Ours minus each other method of the same width and seed, in points, on the mean over the tasks that both have."""
+    rows = _finals(results)
+    headings = ["Model", "Bits", "Ours minus", "Tasks", "Difference"]
+    lines = []
+    groups = {(row["model"], row["method"], row["scheme"]) for row in rows if row["method"] != "outliers"}
+    for model, scheme in sorted(
+        {(row["model"], row["scheme"]) for row in rows if row["method"] == "outliers"},
+        key=lambda group: (group[0], *_order("outliers", group[1])),
+    ):
+        ours = {task: _runs(rows, model, task, "outliers", scheme) for task in MAIN_TASKS}
+        for _, method, other in sorted(
+            (group for group in groups if group[0] == model and group[2] in (scheme, "fp32")),
+            key=lambda group: _order(group[1], group[2]),
+        ):
+            theirs = {task: _runs(rows, model, task, method, other) for task in MAIN_TASKS}
+            tasks = [task for task in MAIN_TASKS if ours[task].keys() & theirs[task].keys()]
+            seeds = set.intersection(*(ours[t].keys() & theirs[t].keys() for t in tasks)) if tasks else set()
+            gains = [statistics.fmean(ours[t][seed] - theirs[t][seed] for t in tasks) for seed in sorted(seeds)]
+            lines.append([model, scheme, METHODS[method], ", ".join(tasks) or MISSING, spread(gains)])
+    return markdown(headings, lines, text_columns=4)
+
+
 @table("trials")
 def trials(results: Path) -> str:
     """One line per method and width: the mean held-out score of each rate over the tasks it was tried on."""

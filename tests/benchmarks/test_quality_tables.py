@@ -100,6 +100,17 @@ def test_an_option_stands_beside_the_same_runs_without_it(results):
     ]
 
 
-@pytest.mark.parametrize("name", ["options", "tuning", "frozen", "trials"])
+def test_differences_are_of_the_same_seed_and_tasks(results):
+    ptq = FULL | {"method": "ptq", "scheme": "w4"}
+    rows = [*all_tasks(FULL, 0.4, 0.86, 0.9), *all_tasks(OURS, 0.39, 0.85, 0.88), ptq | {"score": 0.86}]
+    rows += [OURS | {"seed": 1, "score": 0.9}, ptq | {"seed": 1, "score": 0.89}, ptq | {"seed": 2, "score": 0.1}]
+    write(results / "tuning_quality.jsonl", rows)
+    assert body(tables.TABLES["paired"](results)) == [
+        ["minilm", "w4", "full fine-tuning", "cola, stsb, sst2", "-1.3 (n=1)"],
+        ["minilm", "w4", "PTQ after it", "sst2", "1.5 ± 0.7 (n=2)"],
+    ]
+
+
+@pytest.mark.parametrize("name", ["paired", "options", "tuning", "frozen", "trials"])
 def test_no_rows_give_an_empty_table(results, name):
     assert "–" in tables.TABLES[name](results)
