@@ -25,6 +25,18 @@ Adapter = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
+StepRows = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")]
+Warmup = Annotated[float, typer.Option("--warmup", help="Part of the steps in which the rates rise.")]
+Schedule = Annotated[
+    Literal["linear", "cosine", "constant"], typer.Option("--schedule", help="How the rates fall afterwards.")
+]
+Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Compute activations twice: slower, less memory.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
+]
+SaveSteps = Annotated[
+    int, typer.Option("--save-steps", min=0, help="Steps after which the state is saved, to go on from.")
+]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", min=1, help="Tokens per row; default: as the adapter was trained.")
 ]

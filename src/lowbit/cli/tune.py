@@ -42,7 +42,7 @@ def tune(
     ] = "outliers",
     scheme: options.SchemeText = None,
     epochs: Annotated[float, typer.Option("--epochs")] = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")] = 32,
+    batch_size: options.StepRows = 32,
     accumulate: Annotated[
         int, typer.Option("--accumulate", min=1, help="Parts in which a process works through its rows.")
     ] = 1,
@@ -80,20 +80,14 @@ def tune(
     float_model: Annotated[
         Path | None, typer.Option("--float-model", metavar="DIR", help="What the backbone was made of, for loftq.")
     ] = None,
-    warmup: Annotated[float, typer.Option("--warmup", help="Part of the steps in which the rates rise.")] = 0.06,
-    schedule: Annotated[
-        Literal["linear", "cosine", "constant"], typer.Option("--schedule", help="How the rates fall afterwards.")
-    ] = "linear",
+    warmup: options.Warmup = 0.06,
+    schedule: options.Schedule = "linear",
     cache: Annotated[
         Literal["none", "bf16", "fp32"],
         typer.Option("--cache", help="Keep decoded weights in the precision of the run: faster, more memory."),
     ] = "none",
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Compute activations twice: slower, less memory.")
-    ] = False,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
-    ] = "auto",
+    checkpointing: options.Checkpointing = False,
+    precision: options.Precision = "auto",
     hold_out: Annotated[
         float,
         typer.Option("--hold-out", help="Part of the training rows, as in 0.1, that decides which epoch is kept."),
@@ -101,9 +95,7 @@ def tune(
     patience: Annotated[
         int | None, typer.Option("--patience", min=1, help="Stop after so many epochs without a lower held-out loss.")
     ] = None,
-    save_steps: Annotated[
-        int, typer.Option("--save-steps", min=0, help="Steps after which the state is saved, to go on from.")
-    ] = 500,
+    save_steps: options.SaveSteps = 500,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:

@@ -46,17 +46,15 @@ def zeroshot(
         typer.Option("--texts", metavar="FILE", help="Texts for real, one a line; pairs are parted by a tab."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1)] = 300,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")] = 32,
+    batch_size: options.StepRows = 32,
     lengths: Annotated[tuple[int, int], typer.Option("--lengths", help="Fewest and most tokens of a row.")] = (4, 48),
     pairs: Annotated[float, typer.Option("--pairs", help="Share of rows that are pairs of texts, as in 0.5.")] = 0,
     candidates: Annotated[
         int, typer.Option("--candidates", min=1, help="Embedding rows that a generated token is mixed of.")
     ] = 16,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-4,
-    warmup: Annotated[float, typer.Option("--warmup", help="Part of the steps in which the rates rise.")] = 0.06,
-    schedule: Annotated[
-        Literal["linear", "cosine", "constant"], typer.Option("--schedule", help="How the rates fall afterwards.")
-    ] = "linear",
+    warmup: options.Warmup = 0.06,
+    schedule: options.Schedule = "linear",
     temperature: Annotated[float, typer.Option("--temperature", help="Of the logits, in the loss.")] = 1,
     hidden: Annotated[float, typer.Option("--hidden", help="What the hidden states count in the loss.")] = 1,
     rho: Annotated[float, typer.Option("--rho", help="How far SAM perturbs the weights.")] = 0.05,
@@ -75,15 +73,9 @@ def zeroshot(
     patience: Annotated[
         int | None, typer.Option("--patience", min=1, help="Stop after so many measurements without a smaller one.")
     ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Compute activations twice: slower, less memory.")
-    ] = False,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the hardware has it.")
-    ] = "auto",
-    save_steps: Annotated[
-        int, typer.Option("--save-steps", min=0, help="Steps after which the state is saved, to go on from.")
-    ] = 100,
+    checkpointing: options.Checkpointing = False,
+    precision: options.Precision = "auto",
+    save_steps: options.SaveSteps = 100,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
