@@ -4,7 +4,7 @@ No trained checkpoint of these architectures is at hand. So a small one is train
 that the study does not use, and saved without its head: a stand-in for pre-training that says nothing of real models of
 these architectures, but lets every method run on them with real text. The tokenizer is that of another small model.
 
-    LOWBIT_DATA=/path/to/data python benchmarks/small_models.py --tokenizer /path/to/opt-mini --output /tmp/small
+    LOWBIT_DATA=/path/to/data python benchmarks/small_models.py --tokenizer /path/to/opt-mini --output build/small
 """
 
 import argparse

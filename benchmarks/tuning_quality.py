@@ -6,11 +6,12 @@ at the best rate without it. A `final` trains on all rows at the rate whose tria
 were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
 the same order and the same schedule. Rows that are there already are not made again.
 
-    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --work /tmp/models
+    LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --work build/models
 """
 
 import argparse
 import dataclasses
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -279,11 +280,9 @@ def best_rate(rows: list[Row], method: str, scheme: str) -> float:
 
 
 def remove(folder: Path) -> None:
-    """Delete a model folder that this study has written."""
+    """Delete a model folder that a study has written, if it is there."""
     if folder.exists():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

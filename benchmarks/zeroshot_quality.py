@@ -6,8 +6,8 @@ the divergence of the logits from the teacher's. The teachers are models fine-tu
 the folder that benchmarks/tuning_quality.py keeps. Rows that are there already are not made again, and a run that was
 stopped goes on.
 
-    LOWBIT_DATA=/path/to/data python benchmarks/zeroshot_quality.py --teachers /tmp/models --generator /path/to/lm \\
-        --work /tmp/zeroshot
+    LOWBIT_DATA=/path/to/data python benchmarks/zeroshot_quality.py --teachers build/models --generator /path/to/lm \\
+        --work build/zeroshot
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from rows import RESULTS, Row, append, done
+from tuning_quality import SPLITS, remove
 
 import lowbit
 from lowbit.adapter import load
@@ -29,7 +30,6 @@ from lowbit.zeroshot import METHODS, parse_recipe
 
 FILE = RESULTS / "zeroshot_quality.jsonl"
 PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 1.0}  # sentence pairs; others have none
-SPLITS = {"mnli": ["dev_matched"]}
 MAX_LENGTH = 128
 GENERATED = ("zsaq", "no-sga", "no-sam", "sampled")  # what a language model takes part in
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
@@ -129,14 +129,6 @@ def training_texts(data: TaskData) -> list[str | tuple[str, str]]:
     """The texts of the training rows, without their labels."""
     train = data.training_rows()
     return list(train.texts if train.pairs is None else zip(train.texts, train.pairs, strict=True))
-
-
-def remove(folder: Path) -> None:
-    """Delete a model folder that this study has written."""
-    if folder.exists():
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
 
 
 if __name__ == "__main__":
