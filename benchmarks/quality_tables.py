@@ -65,9 +65,14 @@ def paired(results: Path) -> str:
 
 @table("trials")
 def trials(results: Path) -> str:
-    """One line per method and width: the mean held-out score of each rate over the tasks it was tried on."""
+    """One line per method and width: the mean held-out score of each rate over the tasks it was tried on.
+
+    Where a task was tried with several numbers of rows, the last one counts.
+    """
     found: dict[tuple[str, ...], dict[float, dict[str, float]]] = {}
-    for row in newest(_rows(results, "trial"), *_KEY, "rate"):
+    rows = _rows(results, "trial")
+    last = {(row["model"], row["task"]): row["rows"] for row in rows}
+    for row in newest([row for row in rows if row["rows"] == last[row["model"], row["task"]]], *_KEY, "rate"):
         line = (row["model"], row["method"], row["scheme"])
         found.setdefault(line, {}).setdefault(row["rate"], {})[row["task"]] = row["score"]
     lines = []
@@ -87,19 +92,20 @@ def trials(results: Path) -> str:
 def options(results: Path) -> str:
     """One line per width and option that was changed: held-out scores, and how the mean differs from none changed."""
     plain = {}
-    for row in newest(_rows(results, "trial"), *_KEY, "rate"):
+    for row in newest(_rows(results, "trial"), *_KEY, "rate", "rows"):
         if row["method"] == "outliers":
-            plain[row["model"], row["scheme"], row["rate"], row["task"]] = 100 * row["score"]
+            plain[row["model"], row["scheme"], row["rate"], row["task"], row["rows"]] = 100 * row["score"]
     found: dict[tuple[str, str, float, str], dict[str, float]] = {}
+    gains: dict[tuple[str, str, float, str], list[float]] = {}
     for row in newest(_rows(results, "option"), *_KEY, "rate", "option"):
         line = (row["model"], row["scheme"], row["rate"], row["option"])
-        found.setdefault(line, {})[row["task"]] = 100 * row["score"]
+        score = found.setdefault(line, {})[row["task"]] = 100 * row["score"]
+        before = plain.get((row["model"], row["scheme"], row["rate"], row["task"], row["rows"]))
+        gains.setdefault(line, []).extend([] if before is None else [score - before])
     tasks = sorted({task for scores in found.values() for task in scores})
     lines = []
     for model, scheme, rate, option in sorted(found, key=lambda line: (line[0], *_order("outliers", line[1]), line[3])):
-        scores = found[model, scheme, rate, option]
-        pairs = [(score, plain.get((model, scheme, rate, task))) for task, score in scores.items()]
-        known = [score - before for score, before in pairs if before is not None]
+        scores, known = found[model, scheme, rate, option], gains[model, scheme, rate, option]
         gain = f"{statistics.fmean(known):+.1f}" if len(known) == len(tasks) else MISSING
         cells = [f"{scores[task]:.1f}" if task in scores else MISSING for task in tasks]
         lines.append([model, scheme, f"{rate:g}", option, *cells, gain])

@@ -1,10 +1,10 @@
 """Quality of stage 2 beside every baseline, on real GLUE tasks, and the learning rates that each of them was given.
 
 Three kinds of rows go to benchmarks/results/tuning_quality.jsonl. A `trial` trains on some of the training rows and is
-scored on a tenth of them that is held out; it never reads dev. An `option` is a trial of ours with one option changed,
-at the best rate without it. A `final` trains on all rows at the rate whose trials
-were best on the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in
-the same order and the same schedule. Rows that are there already are not made again.
+scored on a tenth of them that is held out, of SST-2 whole sentences; it never reads dev. An `option` is a trial of ours
+with one option changed, at the best rate without it. A `final` trains on all rows at the rate whose trials were best on
+the average of two tasks, and reads dev once. Every method gets the same number of trials, the same rows in the same
+order and the same schedule. Rows that are there already are not made again.
 
     LOWBIT_DATA=/path/to/data python benchmarks/tuning_quality.py --work build/models
 """
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from hold_out import hold_out_sentences
 from rows import RESULTS, Row, append, done, read_rows
 
 import lowbit
@@ -32,7 +33,7 @@ SEARCHED = ("sst2", "stsb")  # the tasks on which rates are chosen; the others t
 EPOCHS = {"cola": 3, "stsb": 3, "sst2": 2, "qnli": 2, "qqp": 2, "mnli": 2}
 TRAIN_ROWS = {"sst2": 12_000}
 SPLITS = {"mnli": ["dev_matched"]}
-TRIAL_ROWS = {"sst2": 2_000, "stsb": 1_000}
+TRIAL_ROWS = {"sst2": 4_000, "stsb": 1_000}
 TRIAL_EPOCHS = {"sst2": 2, "stsb": 3}
 HELD_OUT = 0.1
 BATCH_SIZE = 16
@@ -262,7 +263,10 @@ def task_data(task: str, data_dir: str | None, train_rows: int | None = None) ->
 def held_out_data(task: str, data_dir: str | None) -> TaskData:
     """Training rows of a trial, with a tenth of all training rows to score instead of dev."""
     data = task_data(task, data_dir)
-    kept, held_out = data.training_rows().split(HELD_OUT, 0)
+    if task == "sst2":
+        kept, held_out = hold_out_sentences(data.training_rows(), HELD_OUT, 0)
+    else:
+        kept, held_out = data.training_rows().split(HELD_OUT, 0)
     return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS[task], 0), evaluations={"held out": held_out})
 
 
@@ -272,7 +276,7 @@ def best_rate(rows: list[Row], method: str, scheme: str) -> float:
     trials = [r for r in rows if r["kind"] == "trial" and r["method"] == method and r["scheme"] == scheme]
     means = {}
     for rate in RATES[method]:
-        scores = {r["task"]: r["score"] for r in trials if r["rate"] == rate}
+        scores = {r["task"]: r["score"] for r in trials if r["rate"] == rate and r["rows"] == TRIAL_ROWS[r["task"]]}
         if set(scores) != set(SEARCHED):
             raise SystemExit(f"{method} {scheme}: the trials at {rate:g} are incomplete; run them with --kind trial")
         means[rate] = statistics.mean(scores.values())

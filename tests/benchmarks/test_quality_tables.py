@@ -10,6 +10,7 @@ FULL = {
     "method": "full",
     "scheme": "fp32",
     "seed": 0,
+    "rows": 12000,
     "score": 0.9,
     "trained_share": 1.0,
     "rate": 5e-5,
@@ -82,7 +83,8 @@ def test_trials_show_every_rate(results):
             (0.03, "sst2", 0.9),
         ]
     ]
-    write(results / "tuning_quality.jsonl", [*trials, FULL])
+    before = [row | {"rows": 10, "score": 0.1} for row in trials]  # trials of the protocol before
+    write(results / "tuning_quality.jsonl", [*before, *trials[1:], trials[0], FULL])
     assert body(tables.TABLES["trials"](results)) == [
         ["minilm", "outliers (ours)", "w4", "sst2, stsb", "0.003: 0.700", "0.01: 0.700", "0.03: –"]
     ]
@@ -93,7 +95,8 @@ def test_an_option_stands_beside_the_same_runs_without_it(results):
     other = OURS | {"kind": "trial", "task": "sst2", "rate": 0.03, "score": 0.1}
     changed = [OURS | {"kind": "option", "option": "cosine", "task": t, "score": 0.81} for t in ("sst2", "stsb")]
     alone = OURS | {"kind": "option", "option": "gptq", "task": "stsb", "score": 0.75}
-    write(results / "tuning_quality.jsonl", [*plain, other, *changed, alone])
+    shorter = [row | {"rows": 10, "score": 0.1} for row in plain]
+    write(results / "tuning_quality.jsonl", [*plain, other, *changed, alone, *shorter])
     assert body(tables.TABLES["options"](results)) == [
         ["minilm", "w4", "0.01", "cosine", "81.0", "81.0", "+6.0"],
         ["minilm", "w4", "0.01", "gptq", "–", "75.0", "–"],

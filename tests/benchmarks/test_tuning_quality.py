@@ -18,7 +18,7 @@ def trial(task, rate, score, method="outliers", scheme="w4", model="tiny"):
         "scheme": scheme,
         "model": model,
     }
-    return row | {"rate": rate, "score": score}
+    return row | {"rate": rate, "score": score, "rows": study.TRIAL_ROWS[task]}
 
 
 def trials(method="outliers", scheme="w4", best=1):
@@ -38,10 +38,12 @@ def test_the_rate_with_the_best_mean_is_taken():
 
 
 def test_a_missing_trial_stops_a_final_run():
-    with pytest.raises(
-        SystemExit, match=r"outliers w4: the trials at 0\.003 are incomplete; run them with --kind trial"
-    ):
-        study.best_rate(trials()[1:], "outliers", "w4")
+    without, of_other_rows = trials()[1:], [{**trials()[0], "rows": 10}, *trials()[1:]]
+    for rows in (without, of_other_rows):
+        with pytest.raises(
+            SystemExit, match=r"outliers w4: the trials at 0\.003 are incomplete; run them with --kind trial"
+        ):
+            study.best_rate(rows, "outliers", "w4")
 
 
 def test_every_method_has_three_rates():
@@ -57,6 +59,7 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "task_data", lambda *_: toy_data())
     monkeypatch.setattr(study, "held_out_data", lambda *_: toy_data())
     monkeypatch.setattr(study, "EPOCHS", dict.fromkeys(study.EPOCHS, 1))
+    monkeypatch.setattr(study, "TRIAL_ROWS", dict.fromkeys(study.TRIAL_ROWS, len(toy_data().train)))
     monkeypatch.setattr(study, "TRIAL_EPOCHS", dict.fromkeys(study.TRIAL_EPOCHS, 1))
     made = []
     tune = lowbit.tune
