@@ -10,6 +10,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ def quantized(peer: Peer, source: Path, folder: Path, inputs: Path, log: Path) -
         return source, {"quantize_seconds": None, "quantize_cpu_seconds": None, "disk_bytes": size}
     record = folder.with_suffix(".json")
     if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         folder.mkdir()
         worker = Worker(peer, inputs, log)
         try:
