@@ -1,11 +1,13 @@
-"""Peers that cost nothing, in modules that a started process can import, and one that takes turns in this process."""
+"""Peers that cost nothing, where a started process can import them, and workers that are no processes."""
 
+import multiprocessing
 import os
+import threading
 
 import numpy as np
 import torch
 
-from lowbit.bench.worker import PeerFailed
+from lowbit.bench.worker import PeerFailed, Worker, _serve
 
 
 def load(folder, setting):
@@ -14,7 +16,7 @@ def load(folder, setting):
 
 
 def write(source, folder, setting):
-    print("written")
+    print("written", flush=True)  # a process that dies flushes nothing
     (folder / "weights").write_text("abc")
 
 
@@ -24,6 +26,21 @@ def broken(*_):
 
 def die(*_):
     os._exit(3)
+
+
+class ThreadWorker(Worker):
+    """Serves in a thread: starting a process takes seconds."""
+
+    def __init__(self, peer, inputs, log=None):
+        self._pipe, theirs = multiprocessing.Pipe()
+        threading.Thread(target=_serve, args=(peer, inputs, theirs), daemon=True).start()
+
+    @property
+    def pid(self):
+        return os.getpid()
+
+    def close(self):
+        self._pipe.close()
 
 
 class Taker:

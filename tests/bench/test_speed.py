@@ -1,16 +1,18 @@
-"""A whole run with started processes: torch on a tiny model, and peers that do not run."""
+"""A whole run: torch on a tiny model, and peers that do not run."""
 
 import json
 
 import pytest
+import torch
 
-from lowbit.bench import draw
+from lowbit.bench import draw, worker
 from lowbit.bench import speed as run_speed
 from lowbit.bench.peer import Peer
 from lowbit.bench.peers import choose
 from lowbit.errors import BenchError, UnsupportedModelError
 from tests.bench import fakes
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")  # it is a peer all the same
 speed_module = __import__("sys").modules["lowbit.bench.speed"]
 
 
@@ -18,7 +20,8 @@ def peers(_):
     return [
         *choose(["torch-int8"]),
         Peer("fake-absent", ("no_such_module",), fakes.load, fakes.write),
-        Peer("fake-dead", ("torch",), fakes.die),
+        Peer("fake-quantize", ("torch",), fakes.load, fakes.broken),
+        Peer("fake-load", ("torch",), fakes.broken),
     ]
 
 
@@ -27,7 +30,11 @@ def found(tiny, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed_module, "choose", peers)
+        for module in (speed_module, worker):
+            patch.setattr(module, "Worker", fakes.ThreadWorker)
+        threads = torch.get_num_threads()
         rows = run_speed(tiny.model("bert"), shapes=["1x4", "2x6"], threads=1, rounds=2, work=work)
+        torch.set_num_threads(threads)
     return rows, work
 
 
@@ -58,8 +65,9 @@ def test_times_and_costs(found):
 def test_what_did_not_run_is_listed_with_its_reason(found):
     rows = {row["peer"]: row for row in found[0]}
     assert rows["fake-absent"]["absent"] == "no_such_module not installed"
-    assert rows["fake-dead"]["error"] == "its process ended with exit code 3"
-    assert "seconds" not in rows["fake-dead"]
+    for name in ("fake-quantize", "fake-load"):
+        assert rows[name]["error"] == "RuntimeError: no such kernel"
+        assert "seconds" not in rows[name]
 
 
 def test_rows_survive_json_and_are_drawn(found):

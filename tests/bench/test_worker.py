@@ -1,5 +1,4 @@
-import multiprocessing
-import threading
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 
 from lowbit.bench.inputs import make_inputs
 from lowbit.bench.peer import Peer
-from lowbit.bench.worker import _serve, turn
+from lowbit.bench.worker import PeerFailed, Worker, quantized, turn
 from tests.bench import fakes
 
 
@@ -26,49 +25,54 @@ def test_a_long_pass_is_made_once(monkeypatch):
 
 @pytest.fixture
 def served(tmp_path):
-    """What a process answers, asked in a thread of this one."""
+    """Starts a worker for a peer."""
     setting, workloads = make_inputs(["2x3"], torch.get_num_threads(), vocabulary=5)
     torch.save({"setting": setting, "workloads": workloads}, tmp_path / "inputs.pt")
-    pipes = []
-
-    def start(peer):
-        ours, theirs = multiprocessing.Pipe()
-        pipes.append(ours)
-        threading.Thread(target=_serve, args=(peer, tmp_path / "inputs.pt", theirs), daemon=True).start()
-
-        def ask(*request):
-            ours.send((request[0], request[1:]))
-            assert ours.poll(20)
-            return ours.recv()
-
-        return ask
-
-    yield start
-    for pipe in pipes:
-        pipe.close()
+    return lambda peer: fakes.ThreadWorker(peer, tmp_path / "inputs.pt")
 
 
 def test_from_files_to_outputs(served, tmp_path):
-    ask = served(Peer("fake", ("torch",), fakes.load, fakes.write))
-    failed, (seconds, cpu) = ask("quantize", Path(), tmp_path)
-    assert not failed
+    worker = served(Peer("fake", ("torch",), fakes.load, fakes.write))
+    seconds, cpu = worker.ask("quantize", Path(), tmp_path)
     assert seconds >= 0
     assert cpu >= 0
-    assert ask("load", tmp_path)[0] is False
-    failed, (_, outputs) = ask("first", 0)
+    assert worker.ask("load", tmp_path) >= 0
+    _, outputs = worker.ask("first", 0)
     assert outputs[0].shape == (2, 3, 4)
-    failed, seconds = ask("turn", 0)
-    assert 0 < seconds < 0.2
-    assert ask("resident")[0] is False
+    assert 0 < worker.ask("turn", 0) < 0.2
+    worker.ask("resident")
 
 
 def test_an_error_is_told_and_the_next_request_answered(served):
-    ask = served(Peer("fake", ("torch",), fakes.broken))
-    assert ask("load", Path()) == (True, "RuntimeError: no such kernel")
-    assert ask("ready") == (False, None)
+    worker = served(Peer("fake", ("torch",), fakes.broken))
+    with pytest.raises(PeerFailed, match="RuntimeError: no such kernel"):
+        worker.ask("load", Path())
+    assert worker.ask("ready") is None
 
 
 def test_a_package_that_cannot_be_imported_is_an_error(served):
-    failed, message = served(Peer("fake", ("lowbit.no_such",), fakes.load))("ready")
-    assert failed
-    assert message.startswith("ModuleNotFoundError")
+    with pytest.raises(PeerFailed, match="ModuleNotFoundError"):
+        served(Peer("fake", ("lowbit.no_such",), fakes.load)).ask("ready")
+
+
+def test_what_was_quantized_is_used_again_and_leftovers_are_not(served, tmp_path, monkeypatch):
+    monkeypatch.setattr("lowbit.bench.worker.Worker", fakes.ThreadWorker)
+    peer, folder = Peer("fake", ("torch",), fakes.load, fakes.write), tmp_path / "fake"
+    folder.mkdir()
+    (folder / "half").touch()  # the run before was interrupted
+    first = quantized(peer, Path(), folder, tmp_path / "inputs.pt", tmp_path / "log")
+    assert [file.name for file in folder.iterdir()] == ["weights"]
+    assert first[0] == folder
+    assert first[1]["disk_bytes"] == 3
+    assert quantized(peer, Path(), folder, tmp_path / "inputs.pt", tmp_path / "log") == first
+
+
+def test_a_process_prints_into_its_log_and_may_die(served, tmp_path, capfd):
+    worker = Worker(Peer("fake", ("torch",), fakes.die, fakes.write), tmp_path / "inputs.pt", tmp_path / "log")
+    assert worker.pid not in (0, os.getpid())
+    worker.ask("quantize", Path(), tmp_path)
+    with pytest.raises(PeerFailed, match="its process ended with exit code 3"):
+        worker.ask("load", tmp_path)
+    worker.close()
+    assert "written" in (tmp_path / "log").read_text()
+    assert capfd.readouterr().out == ""
