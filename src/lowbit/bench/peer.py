@@ -61,10 +61,11 @@ class Peer:
 
     @property
     def version(self) -> str | None:
-        """Version of the first package; None where it does not tell."""
-        for distribution in importlib.metadata.packages_distributions().get(self.packages[0].split(".")[0], ()):
-            return importlib.metadata.version(distribution).split("+")[0]
-        return None
+        """Version of the distribution that is named as the first package; None where there is none."""
+        try:
+            return importlib.metadata.version(self.packages[0].replace(".", "-")).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            return None
 
 
 class LastHidden(torch.nn.Module):
