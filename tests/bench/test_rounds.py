@@ -68,10 +68,15 @@ def test_without_a_reference_there_are_times_but_no_ratios():
     assert rows["a"]["cosine"] is None
 
 
-def test_a_peer_that_is_very_slow_makes_no_turns():
-    rows, calls = run({"fp32": {"seconds": [1] * 3}, "slow": {"seconds": [], "first": 60.0}})
-    assert (rows["slow"]["rounds"], rows["slow"]["seconds"]) == (1, 60.0)
-    assert ("turn", "slow") not in calls
+def test_a_peer_that_is_very_slow_makes_one_turn():
+    rows, calls = run({"fp32": {"seconds": [1] * 3}, "slow": {"seconds": [50.0], "first": 60.0}})
+    assert (rows["slow"]["rounds"], rows["slow"]["seconds"]) == (1, 50.0)
+    assert calls.count(("turn", "slow")) == 1
+
+
+def test_compiling_for_long_is_not_running_for_long():
+    rows, _ = run({"fp32": {"seconds": [1] * 3}, "compiled": {"seconds": [0.5] * 3, "first": 60.0}})
+    assert (rows["compiled"]["rounds"], rows["compiled"]["ratio"]) == (3, 2)
 
 
 @pytest.mark.parametrize(("cores", "clean"), [(0.02, True), (0.7, False), (None, None)])

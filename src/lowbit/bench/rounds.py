@@ -16,7 +16,7 @@ from lowbit.bench.worker import PeerFailed
 Row = dict[str, Any]
 
 _PAUSE = 0.03  # seconds between turns, in which threads that spin for more work fall asleep
-_SLOW = 20.0  # a first pass of so many seconds stands for itself: the peer makes no turns
+_SLOW = 20.0  # a pass of so many seconds stands for itself: the peer makes no more turns
 _FOREIGN = 0.1  # processors that others may keep busy in a clean measurement
 
 
@@ -59,12 +59,12 @@ def measure(
         wanted = outputs if name == reference else wanted
         cosine = None if wanted is None else mean_cosine(outputs, wanted, workload)
         rows[name] = {"first_seconds": seconds, "cosine": cosine}
-    running = {name: takers[name] for name in takers if 0 <= rows[name].get("first_seconds", -1) < _SLOW}
+    running = {name: takers[name] for name in takers if "error" not in rows[name]}
     found: dict[str, list[float]] = {name: [] for name in running}
     with ForeignLoad(taker.pid for taker in running.values()) as foreign:
         for number in range(rounds):
             for name in in_turn(list(running), number):
-                if "error" in rows[name]:
+                if "error" in rows[name] or max(found[name], default=0) > _SLOW:
                     continue
                 tick(f"{workload.name}: {name}, round {number + 1}")
                 time.sleep(_PAUSE)
@@ -75,8 +75,7 @@ def measure(
     base = found.get(reference, [])
     for name, row in rows.items():
         if "error" not in row:
-            seconds = found.get(name) or [row["first_seconds"]]
-            row |= summary(seconds, base, workload.texts) | {"foreign": foreign.cores}
+            row |= summary(found[name], base, workload.texts) | {"foreign": foreign.cores}
             row["clean"] = None if foreign.cores is None else foreign.cores <= _FOREIGN
     return {name: rows[name] for name in takers}
 
