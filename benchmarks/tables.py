@@ -15,6 +15,7 @@ from typing import Any
 
 import quality_tables  # noqa: F401  # registers its tables, as do the others
 import sam_sga_tables  # noqa: F401
+import speed_tables  # noqa: F401
 import tuning_tables  # noqa: F401
 import untuned_tables  # noqa: F401
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table

@@ -47,6 +47,10 @@ class TrainingError(LowbitError):
     """Training has diverged; the message says at which step, with which value, and what to lower."""
 
 
+class BenchError(LowbitError, ValueError):
+    """A benchmark is asked for peers, shapes or texts that do not exist."""
+
+
 class MissingExtraError(LowbitError, ImportError):
     """An optional dependency is needed; the message says what to install."""
 

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import lowbit
+from lowbit.cli.bench import bench
 from lowbit.cli.console import print_error
 from lowbit.cli.demo import demo
 from lowbit.cli.evaluate import evaluate
@@ -66,6 +67,7 @@ def _options(
 
 for _verb in (plan, quantize, tune, zeroshot, merge, evaluate, predict, inspect, verify, push, demo):
     app.command()(_verb)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
