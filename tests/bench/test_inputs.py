@@ -1,7 +1,19 @@
+import dataclasses
+
 import pytest
 import torch
 
-from lowbit.bench.inputs import BY_LENGTH, IN_FILE_ORDER, by_length, file_order, make_inputs, parse_shape, read_texts
+from lowbit.bench.inputs import (
+    BY_LENGTH,
+    IN_FILE_ORDER,
+    by_length,
+    file_order,
+    make_inputs,
+    parse_shape,
+    read_inputs,
+    read_texts,
+    write_inputs,
+)
 from lowbit.errors import BenchError
 from tests.models import WORDS, tiny_tokenizer
 
@@ -69,3 +81,17 @@ def test_read_texts(tmp_path):
     for name in ("empty", "absent"):
         with pytest.raises(BenchError, match=name):
             read_texts(tmp_path / name)
+
+
+def test_what_processes_are_given_is_written_and_read_exactly(tmp_path):
+    setting, workloads = make_inputs(["2x5", "1x3"], 3, vocabulary=50)
+    setting = dataclasses.replace(setting, texts=("ä text", "another"), varied=True)
+    write_inputs(tmp_path / "inputs.json", setting, workloads)
+    read, found = read_inputs(tmp_path / "inputs.json")
+    assert (read.threads, read.texts, read.varied) == (3, ("ä text", "another"), True)
+    assert [(each.name, each.texts) for each in found] == [("2x5", 2), ("1x3", 1)]
+    batches = [*setting.calibration, *(batch for each in workloads for batch in each.batches)]
+    again = [*read.calibration, *(batch for each in found for batch in each.batches)]
+    for one, other in zip(batches, again, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)

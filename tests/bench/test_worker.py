@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit.bench.inputs import make_inputs
+from lowbit.bench.inputs import make_inputs, write_inputs
 from lowbit.bench.peer import Peer
 from lowbit.bench.worker import PeerFailed, Worker, quantized, turn
 from tests.bench import fakes
@@ -27,8 +27,8 @@ def test_a_long_pass_is_made_once(monkeypatch):
 def served(tmp_path):
     """Starts a worker for a peer."""
     setting, workloads = make_inputs(["2x3"], torch.get_num_threads(), vocabulary=5)
-    torch.save({"setting": setting, "workloads": workloads}, tmp_path / "inputs.pt")
-    return lambda peer: fakes.ThreadWorker(peer, tmp_path / "inputs.pt")
+    write_inputs(tmp_path / "inputs.json", setting, workloads)
+    return lambda peer: fakes.ThreadWorker(peer, tmp_path / "inputs.json")
 
 
 def test_from_files_to_outputs(served, tmp_path):
@@ -60,15 +60,15 @@ def test_what_was_quantized_is_used_again_and_leftovers_are_not(served, tmp_path
     peer, folder = Peer("fake", ("torch",), fakes.load, fakes.write), tmp_path / "fake"
     folder.mkdir()
     (folder / "half").touch()  # the run before was interrupted
-    first = quantized(peer, Path(), folder, tmp_path / "inputs.pt", tmp_path / "log")
+    first = quantized(peer, Path(), folder, tmp_path / "inputs.json", tmp_path / "log")
     assert [file.name for file in folder.iterdir()] == ["weights"]
     assert first[0] == folder
     assert first[1]["disk_bytes"] == 3
-    assert quantized(peer, Path(), folder, tmp_path / "inputs.pt", tmp_path / "log") == first
+    assert quantized(peer, Path(), folder, tmp_path / "inputs.json", tmp_path / "log") == first
 
 
 def test_a_process_prints_into_its_log_and_may_die(served, tmp_path, capfd):
-    worker = Worker(Peer("fake", ("torch",), fakes.die, fakes.write), tmp_path / "inputs.pt", tmp_path / "log")
+    worker = Worker(Peer("fake", ("torch",), fakes.die, fakes.write), tmp_path / "inputs.json", tmp_path / "log")
     assert worker.pid not in (0, os.getpid())
     worker.ask("quantize", Path(), tmp_path)
     with pytest.raises(PeerFailed, match="its process ended with exit code 3"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +78,39 @@ def make_inputs(
         tuple((texts or ())[i] for i in chosen),
         varied=True,
     ), workloads
+
+
+def write_inputs(file: Path, setting: Setting, workloads: Sequence[Workload]) -> None:
+    """Write what the peers' processes are given, as JSON."""
+    given = {
+        **dataclasses.asdict(setting),
+        "calibration": [_lists(batch) for batch in setting.calibration],
+        "workloads": [
+            {"name": each.name, "texts": each.texts, "batches": [_lists(batch) for batch in each.batches]}
+            for each in workloads
+        ],
+    }
+    file.write_text(json.dumps(given), encoding="utf-8")
+
+
+def read_inputs(file: Path) -> tuple[Setting, list[Workload]]:
+    """Read what :func:`write_inputs` wrote."""
+    given = json.loads(file.read_text(encoding="utf-8"))
+    workloads = [
+        Workload(each["name"], [_tensors(batch) for batch in each["batches"]], each["texts"])
+        for each in given.pop("workloads")
+    ]
+    given["calibration"] = tuple(_tensors(batch) for batch in given["calibration"])
+    given["texts"] = None if given["texts"] is None else tuple(given["texts"])
+    return Setting(**given), workloads
+
+
+def _lists(batch: Batch) -> dict[str, list[list[int]]]:
+    return {name: value.tolist() for name, value in batch.items()}
+
+
+def _tensors(batch: dict[str, list[list[int]]]) -> Batch:
+    return {name: torch.tensor(value) for name, value in batch.items()}
 
 
 def file_order(rows: int) -> list[list[int]]:

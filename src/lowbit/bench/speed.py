@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
-from lowbit.bench.inputs import SHAPES, Workload, make_inputs
+from lowbit.bench.inputs import SHAPES, Workload, make_inputs, write_inputs
 from lowbit.bench.machine import processor
 from lowbit.bench.peer import Peer, Setting
 from lowbit.bench.peers import REFERENCE, choose
@@ -66,7 +66,7 @@ def speed(
             named, threads, vocabulary=config.vocab_size, tokenizer=_tokenizer(source), texts=texts
         )
         _claim(folder, str(model or RANDOM_BERT), setting)
-        torch.save({"setting": setting, "workloads": workloads}, folder / "inputs.pt")
+        write_inputs(folder / "inputs.json", setting, workloads)
         common = {"model": RANDOM_BERT if model is None else Path(model).name, "threads": threads, "cpu": processor()}
         found = _compare(chosen, source, folder, workloads, rounds, stack, progress)
     return [{**common, **row, **_made_with()} for row in found]
@@ -108,7 +108,7 @@ def _compare(
             rows.append(about[peer.name] | {"absent": reason})
             continue
         tick(f"{peer.name}: quantizing")
-        inputs, log = folder / "inputs.pt", folder / f"{peer.name}.log"
+        inputs, log = folder / "inputs.json", folder / f"{peer.name}.log"
         try:
             where[peer.name], cost = quantized(peer, source, folder / peer.name, inputs, log)
         except PeerFailed as error:

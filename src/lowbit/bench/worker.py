@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowbit.bench.inputs import Workload
+from lowbit.bench.inputs import read_inputs
 from lowbit.bench.machine import resident_bytes
-from lowbit.bench.peer import Batch, Peer, Run, Setting
+from lowbit.bench.peer import Batch, Peer, Run
 
 _TURN = 0.2  # seconds that a turn lasts, where a pass is shorter
 _LONG = 0.5  # a pass of so many seconds is not helped by warm caches
@@ -97,9 +97,7 @@ class _Serving:
     def __init__(self, peer: Peer, inputs: Path) -> None:
         for package in peer.packages:
             importlib.import_module(package)
-        given = torch.load(inputs, weights_only=False)
-        self._setting: Setting = given["setting"]
-        self._workloads: list[Workload] = given["workloads"]
+        self._setting, self._workloads = read_inputs(inputs)
         self._peer = peer
         self._run: Run
         self._before = resident_bytes()
