@@ -201,7 +201,7 @@ def test_only_the_gradients_asked_for_are_computed(bias):
     assert tensor.scale.grad is None
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 256, 600])
+@pytest.mark.parametrize("tokens", [1, 7, 256, 600])  # tiles, a part of one, and both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outlier_gradient_is_the_dense_product_at_the_positions(dtype, tokens):
     tensor = quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1]))
@@ -210,6 +210,20 @@ def test_outlier_gradient_is_the_dense_product_at_the_positions(dtype, tokens):
     expected = (grad.float().t() @ x.float()).flatten()[tensor.outlier_positions()]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_outlier_gradient_takes_any_layout_and_gives_the_same_bytes_on_any_number_of_threads():
+    tensor = quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1]))
+    grad, x = gaussian(OUT, 600, seed=1).t(), gaussian(2 * IN, 600, seed=2).t()[:, ::2]
+    sparse = (tensor.outlier_ptr, tensor.outlier_col, IN)
+    expected = outlier_gradient(grad.contiguous(), x.contiguous(), *sparse)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert torch.equal(outlier_gradient(grad, x, *sparse), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_no_tokens_give_no_output_and_zero_gradients(bias):

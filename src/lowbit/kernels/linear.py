@@ -7,6 +7,7 @@ it needs of codes, inputs and outputs only, decodes again, and forms no dense we
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(1), (1, 1))
 
-_TOKENS = 256  # tokens at a time on the CPU, where both factors are copied transposed: pieces that stay in its caches
+_TOKENS = 128  # of a transposed tile on the CPU: few enough for its caches, many enough for fast inner products
 
 
 def quant_linear(
@@ -51,14 +52,29 @@ def outlier_gradient(
 
     ``grad`` [tokens, out] and ``x`` [tokens, in]; the sums run in float32 whatever the inputs are.
     """
-    found = torch.zeros(col.numel(), device=grad.device)
-    pattern = torch.sparse_csr_tensor(
-        ptr, col.to(torch.int32), found, (ptr.numel() - 1, in_features), check_invariants=False
-    )
-    tokens = max(1, grad.shape[0]) if grad.is_cuda else _TOKENS
-    for rows, inputs in zip(grad.split(tokens), x.split(tokens), strict=True):
-        found = found + torch.sparse.sampled_addmm(pattern, rows.float().t(), inputs.float(), beta=0.0).values()
-    return found
+    values = torch.zeros(col.numel(), device=grad.device)
+    size = (ptr.numel() - 1, in_features)
+    found = torch.sparse_csr_tensor(ptr, col.to(torch.int32), values, size, check_invariants=False)
+    for rows, columns in zip(_transposed(grad), _transposed(x), strict=True):
+        torch.sparse.sampled_addmm(found, rows, columns.t(), out=found)
+    return found.values()
+
+
+def _transposed(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The transpose of ``x`` [tokens, features] in float32, some tokens at a time.
+
+    On the CPU ``sampled_addmm`` copies what does not lie in memory as [features, tokens]. Exchanging channels with
+    their groups is the same transposition as ``x.t().contiguous()``, in a kernel that is three times as fast.
+    """
+    if x.device.type != "cpu":
+        yield x.float().t()
+        return
+    for piece in x.split(_TOKENS * torch.get_num_threads()):
+        whole = len(piece) // _TOKENS * _TOKENS
+        for part, tokens in ((piece[:whole], _TOKENS), (piece[whole:], len(piece) - whole)):
+            if len(part):
+                tiles = part.float().reshape(1, len(part) // tokens, 1, -1).permute(0, 3, 1, 2)
+                yield from torch.channel_shuffle(tiles, tokens).permute(0, 2, 3, 1).reshape(-1, x.shape[1], tokens)
 
 
 def scale_gradient(
