@@ -30,7 +30,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import lowbit
 from lowbit.loop import PRECISIONS, isolated_rng, use_bf16
 from lowbit.nn import QuantModule
-from lowbit.tuning import prepare
+from lowbit.tuning import activations_remade, prepare
 
 FILE = RESULTS / "tuning_cost.jsonl"
 KEY = ("geometry", "method", "cache", "precision", "batch", "length", "device", "threads")
@@ -178,7 +178,7 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace) -> dict:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    with memory:
+    with activations_remade(model), memory:
         step()
         seconds = [step() for _ in range(arguments.steps)]
     return {"seconds": seconds, "peak": memory.peak, "trained": sum(p.numel() for p in trained)}

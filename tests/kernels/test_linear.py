@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowbit.kernels import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
+from lowbit.kernels import dense_scale_gradient, note_origin, outlier_gradient, quant_linear, scale_gradient
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import OutlierRule, Scheme
 
@@ -199,6 +199,47 @@ def test_only_the_gradients_asked_for_are_computed(bias):
     quant_linear(gaussian(3, IN), replace(tensor, outlier_value=values), bias).sum().backward()
     assert values.grad.shape == values.shape
     assert tensor.scale.grad is None
+
+
+def kept_storages(function):
+    """What a function gives, and the storages that autograd keeps for its backward."""
+    found = []
+
+    def note(tensor):
+        found.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        return function(), found
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_input_that_remembers_its_origin_is_made_again_and_not_kept(bias, autocast):
+    tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1], granularity="group", group_size=8)))
+    source = gaussian(2, 3, IN, seed=1).requires_grad_()
+    leaves, results = (source, tensor.outlier_value, tensor.scale, bias), []
+    for hooked in (False, True):
+        gelu = torch.nn.GELU()
+        if hooked:
+            gelu.register_forward_hook(note_origin)
+        x = gelu(source)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, kept = kept_storages(lambda: quant_linear(x, tensor, bias))  # noqa: B023
+        assert (source.untyped_storage().data_ptr() in kept) == hooked
+        assert (x.untyped_storage().data_ptr() in kept) == (not hooked and not autocast)
+        results.append(torch.autograd.grad(output.float().square().sum(), leaves))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_an_input_that_was_changed_since_is_kept(bias):
+    tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1])))
+    gelu, source, results = torch.nn.GELU(), gaussian(5, IN, seed=1).requires_grad_(), []
+    for hooked in (False, True):
+        if hooked:
+            gelu.register_forward_hook(note_origin)
+        output = quant_linear(gelu(source).mul_(3), tensor, bias)
+        results.append(torch.autograd.grad(output.square().sum(), (source, tensor.outlier_value)))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 256, 600])  # tiles, a part of one, and both

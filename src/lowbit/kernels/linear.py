@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from lowbit.kernels.activations import Origin, origin_of
 from lowbit.kernels.cache import WeightCache, unit_weight
 from lowbit.qtensor import QuantizedTensor
 
@@ -34,14 +35,15 @@ def quant_linear(
     Under autocast the product runs in the autocast dtype. Gradients reach ``x``, ``bias``, ``tensor.outlier_value`` and
     ``tensor.scale`` where they require them. A ``cache`` of the tensor changes nothing but the time; it serves products
     in its own dtype. While step sizes of rows or of the whole weight are trained, a copy of the output is kept for the
-    backward.
+    backward. An ``x`` that remembers its origin is not kept for it, but made again.
     """
+    origin = origin_of(x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     if cache is not None and cache.dtype != x.dtype:
         cache = None
     rows = x.reshape(-1, x.shape[-1])
-    output: torch.Tensor = _QuantLinear.apply(rows, tensor.outlier_value, tensor.scale, bias, tensor, cache)
+    output: torch.Tensor = _QuantLinear.apply(rows, tensor.outlier_value, tensor.scale, bias, tensor, cache, origin)
     return output.view(*x.shape[:-1], tensor.shape[0])
 
 
@@ -121,16 +123,19 @@ class _QuantLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         tensor: QuantizedTensor,
         cache: WeightCache | None,
+        origin: Origin | None,
     ) -> torch.Tensor:
         bias = None if bias is None else bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             output = F.linear(x, _weight(tensor, cache, x.dtype), bias)
         _, needs_values, needs_scale, *_ = ctx.needs_input_grad
-        kept_x = x if needs_values or needs_scale else None
+        kept_x = x if origin is None else origin.source
+        if not (needs_values or needs_scale):
+            kept_x = None
         by_output = needs_scale and scale.shape[1] == 1
         ctx.save_for_backward(kept_x, values, scale, *((output, bias) if by_output else (None, None)))
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
-        ctx.cache = cache
+        ctx.cache, ctx.remake = cache, None if origin is None else origin.function
         return output.clone() if by_output else output  # DeBERTa divides what it gets in place
 
     @staticmethod
@@ -145,6 +150,8 @@ class _QuantLinear(torch.autograd.Function):
                 grad_x = grad @ _weight(tensor, ctx.cache, grad.dtype)
             if needs_bias:
                 grad_bias = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32))
+            if x is not None and ctx.remake is not None:
+                x = ctx.remake(x).reshape(-1, tensor.shape[1]).to(grad.dtype)
             if values is not None and (needs_values or needs_scale):
                 assert tensor.outlier_ptr is not None
                 assert tensor.outlier_col is not None
@@ -155,7 +162,7 @@ class _QuantLinear(torch.autograd.Function):
                 else:
                     product = output if bias is None else output.float() - bias
                     grad_scale = scale_gradient(grad, product, tensor, grad_values)
-        return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None
+        return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None, None
 
 
 def _weight(tensor: QuantizedTensor, cache: WeightCache | None, dtype: torch.dtype) -> torch.Tensor:
