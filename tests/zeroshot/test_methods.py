@@ -57,9 +57,9 @@ REFUSED = {
     "rtn": [*TRAINING, "pairs", "generator", "candidates", *SAM, *ASCENT],
 }
 OTHER = {  # values that are not the default ones
-    **{name: 1 for name in ("steps", "batch_size", "candidates", "evaluate_steps", "patience", "save_steps", "seed")},
-    **{name: 0.5 for name in ("pairs", "learning_rate", "warmup", "temperature", "hidden", "rho", "generator_rate")},
-    **{name: True for name in ("relative", "adaptive", "per_tensor", "checkpointing")},
+    **dict.fromkeys(("steps", "batch_size", "candidates", "evaluate_steps", "patience", "save_steps", "seed"), 1),
+    **dict.fromkeys(("pairs", "learning_rate", "warmup", "temperature", "hidden", "rho", "generator_rate"), 0.5),
+    **dict.fromkeys(("relative", "adaptive", "per_tensor", "checkpointing"), True),
     **{"lengths": (1, 2), "generator": "there", "perturb": "latent", "schedule": "constant", "precision": "fp32"},
     **{"ratio": 2, "diversity": 0.5},
 }

@@ -42,8 +42,10 @@ class Method:
 
 _ALWAYS = frozenset(("temperature", "hidden", "seed"))  # the first two make the distance that every result tells
 _TRAINING = frozenset(
-    ("steps", "batch_size", "lengths", "learning_rate", "warmup", "schedule", "evaluate_steps", "patience")
-    + ("save_steps", "precision", "checkpointing")
+    (
+        *("steps", "batch_size", "lengths", "learning_rate", "warmup", "schedule", "evaluate_steps", "patience"),
+        *("save_steps", "precision", "checkpointing"),
+    )
 )
 _OF_SOURCES = {
     "generator": frozenset(("pairs", "generator", "candidates")),
