@@ -129,9 +129,9 @@ class _QuantLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             output = F.linear(x, _weight(tensor, cache, x.dtype), bias)
         _, needs_values, needs_scale, *_ = ctx.needs_input_grad
-        kept_x = x if origin is None else origin.source
-        if not (needs_values or needs_scale):
-            kept_x = None
+        kept_x: torch.Tensor | None = None
+        if needs_values or needs_scale:
+            kept_x = x if origin is None else origin.source
         by_output = needs_scale and scale.shape[1] == 1
         ctx.save_for_backward(kept_x, values, scale, *((output, bias) if by_output else (None, None)))
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
