@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/untuned.py --split dev
 	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/tuning_cost.py
+	$(BIN)/python benchmarks/zeroshot_cost.py
 	$(BIN)/python benchmarks/tuning_quality.py --work $(WORK)
 	$(BIN)/python benchmarks/tuning_quality.py --work $(WORK) --kind final --tasks qnli qqp mnli
 	$(BIN)/python benchmarks/tables.py

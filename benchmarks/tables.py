@@ -18,6 +18,7 @@ import sam_sga_tables  # noqa: F401
 import speed_tables  # noqa: F401
 import tuning_tables  # noqa: F401
 import untuned_tables  # noqa: F401
+import zeroshot_tables  # noqa: F401
 from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
 from rows import Row, RowError, read_rows
 

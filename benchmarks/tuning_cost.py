@@ -1,10 +1,10 @@
 """Cost of a training step of stage 2, beside full fine-tuning and LoRA; appends to results/tuning_cost.jsonl.
 
 A step is forward, backward and AdamW on a batch of random tokens, in BERT-base geometry. Every measurement is a
-process of its own; the methods take turns. Memory is the peak during the steps over what the process had after its
-imports: private (anonymous) memory on a CPU, allocated memory on a GPU. It has a process of its own, in which the C
-library gives back what is freed at once; otherwise a third of the peak would be holes. What the file already has is
-not run again.
+process of its own; the methods take turns. With one thread on a CPU the time is the processor's, in which other work on
+the machine counts little. Memory is the peak during the steps over what the process had after its imports: private
+(anonymous) memory on a CPU, allocated memory on a GPU. It has a process of its own, in which the C library gives back
+what is freed at once; otherwise a third of the peak would be holes. What the file already has is not run again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import lowbit
 from lowbit.loop import PRECISIONS, isolated_rng, use_bf16
 from lowbit.nn import QuantModule
-from lowbit.tuning import prepare
+from lowbit.tuning import activations_remade, prepare
 
 FILE = RESULTS / "tuning_cost.jsonl"
 KEY = ("geometry", "method", "cache", "precision", "batch", "length", "device", "threads")
@@ -167,8 +167,10 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace) -> dict:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
 
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
     def step() -> float:
-        start = time.perf_counter()
+        start = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
             loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
         loss.backward()
@@ -176,9 +178,9 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace) -> dict:
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
-    with memory:
+    with activations_remade(model), memory:
         step()
         seconds = [step() for _ in range(arguments.steps)]
     return {"seconds": seconds, "peak": memory.peak, "trained": sum(p.numel() for p in trained)}

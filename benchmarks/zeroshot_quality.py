@@ -31,7 +31,6 @@ from lowbit.zeroshot import METHODS, parse_recipe
 FILE = RESULTS / "zeroshot_quality.jsonl"
 PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 1.0}  # sentence pairs; others have none
 MAX_LENGTH = 128
-GENERATED = ("zsaq", "no-sga", "no-sam", "sampled")  # what a language model takes part in
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
 
 
@@ -49,9 +48,15 @@ def main() -> None:
     parser.add_argument("--strategy", default="mse", help="how the grids are found at the start")
     parser.add_argument("--levels", default="", help="of the grid; default that of the width")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--options", type=json.loads, default={}, help='fields of ZeroShotOptions, as {"rho": 0.1}')
+    parser.add_argument(
+        "--options",
+        type=json.loads,
+        default={},
+        help='fields of ZeroShotOptions, as {"rho": 0.1}; each method gets those that it takes',
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for models while they are measured")
     arguments = parser.parse_args()
+    lowbit.ZeroShotOptions(**arguments.options)  # raises for what no method takes
     for task in arguments.tasks:
         for scheme in arguments.schemes:
             for method in arguments.methods:
@@ -62,7 +67,8 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme: str, seed: int) -> None:
     """Make one row, unless it is there."""
-    generator = arguments.generator if method in GENERATED else None
+    takes = METHODS[method].takes
+    generator = arguments.generator if "generator" in takes else None
     row: Row = {
         "kind": kind,
         "model": arguments.name,
@@ -91,7 +97,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         dataclasses.replace(recipe, scheme=changed),
         method=method,
         texts=training_texts(data) if method == "real" else None,
-        options=lowbit.ZeroShotOptions(**options),
+        options=lowbit.ZeroShotOptions(**{name: value for name, value in options.items() if name in takes}),
     )
     row |= {
         "start_gap": result.start_gap,

@@ -118,3 +118,11 @@ def test_a_real_run_and_its_errors(run, tiny, tmp_path):
     assert (result.exit_code, result.stderr.startswith("error: ")) == (2, True)
     result = run("zeroshot", tiny.model("bert"), "-o", tmp_path / "other", *flags, "--learning-rate", "50")
     assert (result.exit_code, "error: step 2: the distance to the teacher has grown" in result.stderr) == (2, True)
+
+
+def test_an_option_that_the_method_has_no_use_for_is_refused(run, tmp_path):
+    for flags in ("--method random --rho 0.1", "--method no-sga --ratio 2", "--method rtn --steps 5"):
+        result = run("zeroshot", "./nowhere", "-o", tmp_path / "out", *flags.split())
+        _, method, flag, _ = flags.split()
+        message = f"error: the method '{method}' has no use for {flag}; leave it out"
+        assert (result.exit_code, result.stderr.strip()) == (2, message)

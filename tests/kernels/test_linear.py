@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowbit.kernels import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
+from lowbit.kernels import dense_scale_gradient, note_origin, outlier_gradient, quant_linear, scale_gradient
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import OutlierRule, Scheme
 
@@ -201,7 +201,48 @@ def test_only_the_gradients_asked_for_are_computed(bias):
     assert tensor.scale.grad is None
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 256, 600])
+def kept_storages(function):
+    """What a function gives, and the storages that autograd keeps for its backward."""
+    found = []
+
+    def note(tensor):
+        found.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        return function(), found
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_input_that_remembers_its_origin_is_made_again_and_not_kept(bias, autocast):
+    tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1], granularity="group", group_size=8)))
+    source = gaussian(2, 3, IN, seed=1).requires_grad_()
+    leaves, results = (source, tensor.outlier_value, tensor.scale, bias), []
+    for hooked in (False, True):
+        gelu = torch.nn.GELU()
+        if hooked:
+            gelu.register_forward_hook(note_origin)
+        x = gelu(source)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, kept = kept_storages(lambda: quant_linear(x, tensor, bias))  # noqa: B023
+        assert (source.untyped_storage().data_ptr() in kept) == hooked
+        assert (x.untyped_storage().data_ptr() in kept) == (not hooked and not autocast)
+        results.append(torch.autograd.grad(output.float().square().sum(), leaves))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_an_input_that_was_changed_since_is_kept(bias):
+    tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1])))
+    gelu, source, results = torch.nn.GELU(), gaussian(5, IN, seed=1).requires_grad_(), []
+    for hooked in (False, True):
+        if hooked:
+            gelu.register_forward_hook(note_origin)
+        output = quant_linear(gelu(source).mul_(3), tensor, bias)
+        results.append(torch.autograd.grad(output.square().sum(), (source, tensor.outlier_value)))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 256, 600])  # tiles, a part of one, and both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outlier_gradient_is_the_dense_product_at_the_positions(dtype, tokens):
     tensor = quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1]))
@@ -210,6 +251,20 @@ def test_outlier_gradient_is_the_dense_product_at_the_positions(dtype, tokens):
     expected = (grad.float().t() @ x.float()).flatten()[tensor.outlier_positions()]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_outlier_gradient_takes_any_layout_and_gives_the_same_bytes_on_any_number_of_threads():
+    tensor = quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1]))
+    grad, x = gaussian(OUT, 600, seed=1).t(), gaussian(2 * IN, 600, seed=2).t()[:, ::2]
+    sparse = (tensor.outlier_ptr, tensor.outlier_col, IN)
+    expected = outlier_gradient(grad.contiguous(), x.contiguous(), *sparse)
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            assert torch.equal(outlier_gradient(grad, x, *sparse), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_no_tokens_give_no_output_and_zero_gradients(bias):

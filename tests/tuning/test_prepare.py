@@ -1,12 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from lowbit.adapter import adapter_target, load_classifier
 from lowbit.errors import AdapterError
 from lowbit.nn import QuantModule
-from lowbit.tuning import finish, prepare
+from lowbit.tuning import activations_remade, finish, prepare
 from lowbit.tuning.prepare import linear_weights
-from tests.models import output
+from tests.models import output, tiny_batch
 from tests.tiny import BACKBONES
 
 LINEARS = [
@@ -163,3 +165,24 @@ def test_finish_rounds_trained_values_to_the_stored_dtype(tiny):
 def test_linear_weights_are_the_same_for_float_and_quantized(tiny, arch, expected):
     assert linear_weights(classifier(tiny.backbone(arch))) == expected
     assert linear_weights(classifier(tiny.model(arch))) == expected
+
+
+def test_inputs_behind_gelu_are_made_again_with_the_same_gradients(tiny):
+    model = classifier(tiny.backbone("bert"))
+    prepare(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    width, storages, results = model.config.intermediate_size, set(), []
+
+    def note(tensor):
+        if tensor.dim() > 1 and tensor.shape[-1] == width:
+            storages.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    for block, kept in ((nullcontext(), 4), (activations_remade(model), 2)):
+        storages.clear()
+        with block, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(**tiny_batch(model.config)).logits.square().sum()
+        assert len(storages) == kept
+        results.append(torch.autograd.grad(loss, trained))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert not any(module._forward_hooks for module in model.modules())

@@ -2,6 +2,7 @@
 
 import lowbit
 from lowbit import ZeroShotOptions
+from lowbit.zeroshot import METHODS
 from lowbit.zeroshot.objective import OutputObjective, Yardstick
 from lowbit.zeroshot.student import load_teacher
 
@@ -16,8 +17,10 @@ def chosen(**changes):
 
 
 def zeroshot(model, output, recipe="w2a8", method="zsaq", texts=None, **changes):
-    """A short run."""
-    return lowbit.zeroshot(model, output, recipe, method=method, texts=texts, options=chosen(**changes))
+    """A short run, of the options that the method takes."""
+    run = {name: value for name, value in RUN.items() if method not in METHODS or name in METHODS[method].takes}
+    options = ZeroShotOptions(**(run | changes))
+    return lowbit.zeroshot(model, output, recipe, method=method, texts=texts, options=options)
 
 
 def gap_of(folder, model):

@@ -1,9 +1,13 @@
 """Every method of ``lowbit.zeroshot`` makes an ordinary model."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import lowbit
+from lowbit import ZeroShotOptions
+from lowbit.errors import CheckpointError, SchemeError
 from lowbit.zeroshot import METHODS
 from tests.models import stored
 from tests.zeroshot.runs import TEXTS, gap_of, zeroshot
@@ -35,3 +39,45 @@ def test_nothing_trained_is_what_quantize_writes(tiny, tmp_path):
     ours, theirs = stored(tmp_path / "out")[0], stored(tmp_path / "quantized")[0]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+SAM = ["rho", "relative", "adaptive", "per_tensor", "perturb"]
+ASCENT = ["generator_rate", "ratio", "diversity"]
+TRAINING = ["steps", "batch_size", "lengths", "learning_rate", "warmup", "schedule", "evaluate_steps", "patience"]
+TRAINING += ["save_steps", "precision", "checkpointing"]
+REFUSED = {
+    "zsaq": [],
+    "no-sga": ASCENT,
+    "no-sam": SAM,
+    "random": ["generator", "candidates", *SAM, *ASCENT],
+    "gaussian": ["generator", "candidates", *SAM, *ASCENT],
+    "sampled": ["candidates", *SAM, *ASCENT],
+    "real": ["pairs", "generator", "candidates", *SAM, *ASCENT],
+    "zeroquant": ["generator", "candidates", *SAM, *ASCENT],
+    "rtn": [*TRAINING, "pairs", "generator", "candidates", *SAM, *ASCENT],
+}
+OTHER = {  # values that are not the default ones
+    **dict.fromkeys(("steps", "batch_size", "candidates", "evaluate_steps", "patience", "save_steps", "seed"), 1),
+    **dict.fromkeys(("pairs", "learning_rate", "warmup", "temperature", "hidden", "rho", "generator_rate"), 0.5),
+    **dict.fromkeys(("relative", "adaptive", "per_tensor", "checkpointing"), True),
+    **{"lengths": (1, 2), "generator": "there", "perturb": "latent", "schedule": "constant", "precision": "fp32"},
+    **{"ratio": 2, "diversity": 0.5},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exactly_what_a_method_has_no_use_for_is_refused(tmp_path, method):
+    assert OTHER.keys() == {field.name for field in dataclasses.fields(ZeroShotOptions)}
+    refused = []
+    for name, value in OTHER.items():
+        texts, options = TEXTS if method == "real" else None, ZeroShotOptions(**{name: value})
+        with pytest.raises((SchemeError, CheckpointError)) as caught:
+            lowbit.zeroshot("./nowhere", tmp_path / "out", method=method, texts=texts, options=options)
+        if caught.type is SchemeError:
+            flag = name.replace("_", "-")
+            assert str(caught.value) == f"the method {method!r} has no use for --{flag}; leave it out"
+            refused.append(name)
+        else:
+            assert "nowhere is not a model folder" in str(caught.value)
+    assert sorted(refused) == sorted(REFUSED[method])
+    assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ BAD = {
     "generator for nothing": (
         lambda tiny, _: {"generator": tiny.model("opt"), "method": "random"},
         SchemeError,
-        "'random' has no generator",
+        "the method 'random' has no use for --generator; leave it out",
     ),
     "no text writer": (lambda *_: {"method": "sampled"}, SchemeError, "BertForSequenceClassification writes no text"),
     "unknown method": (lambda *_: {"method": "zsqa"}, SchemeError, "unknown method 'zsqa'; use one of zsaq"),

@@ -1,12 +1,36 @@
-"""Activations in 8 bits: what a quantized layer sees of its input."""
+"""What a quantized layer sees of its input: activations in 8 bits, and how they were made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 _LARGEST = 127
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A tensor is ``function(source)``, and can be made again from what autograd keeps anyway."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    source: torch.Tensor
+    version: int  # of the tensor: it counts changes in place
+
+
+def note_origin(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    """A forward hook for an activation function: an output with a gradient remembers what it was made of."""
+    if output.requires_grad:
+        output._lowbit_origin = Origin(module.forward, arguments[0], output._version)  # type: ignore[attr-defined]
+
+
+def origin_of(x: torch.Tensor) -> Origin | None:
+    """What :func:`note_origin` noted on a tensor that has not changed since."""
+    origin: Origin | None = getattr(x, "_lowbit_origin", None)
+    return origin if origin is None or origin.version == x._version else None
 
 
 def round_tokens(x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from lowbit.loop import is_first
 from lowbit.tuning.methods import METHODS
 from lowbit.tuning.options import TuneOptions, TuneResult
-from lowbit.tuning.prepare import finish, prepare
+from lowbit.tuning.prepare import activations_remade, finish, prepare
 from lowbit.tuning.tune import tune
 
-__all__ = ["METHODS", "TuneOptions", "TuneResult", "finish", "is_first", "prepare", "tune"]
+__all__ = ["METHODS", "TuneOptions", "TuneResult", "activations_remade", "finish", "is_first", "prepare", "tune"]

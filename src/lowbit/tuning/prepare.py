@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import GELUActivation
 
 from lowbit.arch import is_head, relative_name, roles
 from lowbit.errors import AdapterError
+from lowbit.kernels import note_origin
 from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear, widen
 from lowbit.tuning.positions import Positions
 
@@ -91,6 +94,21 @@ def cache_weights(model: PreTrainedModel, cache: str) -> None:
     """Keep a decoded copy of every linear's weight in ``bf16`` or ``fp32``, or with ``none`` let go of it."""
     for module in quant_linears(model).values():
         module.cache(_CACHES[cache])
+
+
+@contextmanager
+def activations_remade(model: nn.Module) -> Iterator[None]:
+    """Inside the block a quantized linear behind GELU makes its input again in the backward pass.
+
+    Autograd keeps GELU's own input in any case; the output, which is as large, need not be kept beside it.
+    """
+    gelus = [module for module in model.modules() if isinstance(module, nn.GELU | GELUActivation)]
+    hooks = [module.register_forward_hook(note_origin) for module in gelus]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def quant_linears(model: PreTrainedModel) -> dict[str, QuantLinear]:

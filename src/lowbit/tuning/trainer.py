@@ -35,6 +35,7 @@ from lowbit.tuning.batches import Collate, Items, MicroBatches, Row, one_item, p
 from lowbit.tuning.distill import Loss, label_loss
 from lowbit.tuning.held_out import held_out_loss
 from lowbit.tuning.options import TuneOptions
+from lowbit.tuning.prepare import activations_remade
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def train(
                 callbacks=[between],
             )
             trainer.remove_callback(PrinterCallback)
-            with _checkpointing(model, options.checkpointing):
+            with activations_remade(model), _checkpointing(model, options.checkpointing):
                 trainer.train()
         state.take_best()
     return Trained(time.perf_counter() - start, state.best_step or state.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,34 @@ class Method:
     sharp: bool = False
     by_blocks: bool = False
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """The options that it has a use for: what all have, and what comes with its source and its players."""
+        found = _ALWAYS
+        if self.source is not None:
+            found |= _TRAINING | _OF_SOURCES.get(self.source, frozenset())
+        if self.sharp:
+            found |= _SAM
+        if self.ascends:
+            found |= _ASCENT
+        return found
+
+
+_ALWAYS = frozenset(("temperature", "hidden", "seed"))  # the first two make the distance that every result tells
+_TRAINING = frozenset(
+    (
+        *("steps", "batch_size", "lengths", "learning_rate", "warmup", "schedule", "evaluate_steps", "patience"),
+        *("save_steps", "precision", "checkpointing"),
+    )
+)
+_OF_SOURCES = {
+    "generator": frozenset(("pairs", "generator", "candidates")),
+    "random": frozenset(("pairs",)),
+    "gaussian": frozenset(("pairs",)),
+    "sampled": frozenset(("pairs", "generator")),
+}
+_SAM = frozenset(("rho", "relative", "adaptive", "per_tensor", "perturb"))
+_ASCENT = frozenset(("generator_rate", "ratio", "diversity"))
 
 METHODS = {
     "zsaq": Method("generator", ascends=True, sharp=True),
@@ -47,15 +76,25 @@ _SOURCES: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, ZeroShot
 
 
 def find_method(name: str, options: ZeroShotOptions, texts: Sequence[Text] | None) -> Method:
-    """The method of a name; one that is unknown, or does not go with what is given, raises SchemeError or DataError."""
+    """The method of a name.
+
+    One that is unknown, or has no use for an option that is not as by default, raises SchemeError; texts that only
+    ``real`` takes DataError.
+    """
     if name not in METHODS:
         raise SchemeError(f"unknown method {name!r}; use one of {', '.join(METHODS)}")
     method = METHODS[name]
     if (method.source == "real") != (texts is not None):
         raise DataError("the method `real` needs texts, and no other method takes any")
-    if options.generator is not None and method.source not in ("generator", "sampled"):
-        raise SchemeError(f"the method {name!r} has no generator; leave it out")
+    _check_options(name, method, options)
     return method
+
+
+def _check_options(name: str, method: Method, options: ZeroShotOptions) -> None:
+    """Refuse an option that the method would not look at."""
+    for option in dataclasses.fields(options):
+        if option.name not in method.takes and getattr(options, option.name) != option.default:
+            raise SchemeError(f"the method {name!r} has no use for --{option.name.replace('_', '-')}; leave it out")
 
 
 def make_source(method: Method, teacher: Teacher, options: ZeroShotOptions, texts: Sequence[Text] | None) -> Source:

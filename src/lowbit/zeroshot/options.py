@@ -21,7 +21,7 @@ _CHOICES = {"precision": PRECISIONS, "schedule": SCHEDULES, "perturb": PERTURBED
 
 @dataclass(frozen=True)
 class ZeroShotOptions:
-    """Options of one run.
+    """Options of one run. What a method has no use for is refused.
 
     Batches: ``batch_size`` rows of one step, over all processes; ``lengths``: the fewest and the most ordinary tokens
     of a row; ``pairs``: the share of rows that are pairs of texts. ``generator``: folder or hub id of a causal

@@ -1,0 +1,36 @@
+"""Tables of zero-shot quantization."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markup import markdown, newest, show, table
+from rows import Row, read_rows
+
+
+@table("zeroshot_cost")
+def zeroshot_cost(results: Path) -> str:
+    """Time and memory of a training step."""
+    return cost_table(read_rows(results / "zeroshot_cost.jsonl"))
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """One line per case: time and memory of a step beside those of the loop without perturbation and ascent."""
+    headings = ["Model", "Device", "Precision", "Scheme", "Batch", "Generator", "Step", "Time per step"]
+    headings += ["± (all steps)", "Time / plain", "Peak memory", "Peak / plain", "Threads"]
+    setting = ("model", "device", "precision", "scheme", "batch", "length", "generator", "threads")
+    lines = [
+        [
+            *(show(row, name) for name in ("model", "device", "precision", "scheme")),
+            f"{row['batch']} × {row['length']}",
+            row["generator"] or "built-in",
+            show(row, "case"),
+            show(row, "seconds", "{:.3f} s"),
+            show(row, "seconds_spread", "{:.3f} s"),
+            show(row, "time_ratio", "{:.2f}×"),
+            show(row, "peak_mib", "{:.0f} MiB"),
+            show(row, "memory_ratio", "{:.2f}×"),
+            show(row, "threads"),
+        ]
+        for row in newest(rows, *setting, "case")
+    ]
+    return markdown(headings, lines, text_columns=7)
