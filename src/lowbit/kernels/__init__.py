@@ -2,6 +2,29 @@
 
 from lowbit.kernels.activations import round_tokens
 from lowbit.kernels.cache import WeightCache
+from lowbit.kernels.fold import Folded, Rest, choose_limit, fold, fold_values
+from lowbit.kernels.int8 import ACTIVATIONS, KERNELS, Int8Weight, Kernel, best_kernel, int8_linear, pack_weight
 from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
+from lowbit.kernels.native import absence as kernels_absence
 
-__all__ = ["WeightCache", "dense_scale_gradient", "outlier_gradient", "quant_linear", "round_tokens", "scale_gradient"]
+__all__ = [
+    "ACTIVATIONS",
+    "KERNELS",
+    "Folded",
+    "Int8Weight",
+    "Kernel",
+    "Rest",
+    "WeightCache",
+    "best_kernel",
+    "choose_limit",
+    "dense_scale_gradient",
+    "fold",
+    "fold_values",
+    "int8_linear",
+    "kernels_absence",
+    "outlier_gradient",
+    "pack_weight",
+    "quant_linear",
+    "round_tokens",
+    "scale_gradient",
+]
