@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lowbit.kernels import choose_limit, fold, fold_values
+from lowbit.kernels import fold, fold_values
 from lowbit.kernels.fold import entries
 from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import Scheme
@@ -32,7 +32,7 @@ def weight(largest=0.5):
 @pytest.mark.parametrize("scheme", EXACT, ids=str)
 def test_codes_of_rows_on_a_grid_stay_exact_and_only_outliers_are_rounded(scheme, limit):
     tensor = quantize_tensor(weight(), Scheme(**scheme))
-    folded = fold(tensor, limit)
+    folded = fold(tensor, (limit,))
     assert folded.codes.dtype == torch.int8
     assert folded.codes.abs().max() <= limit
     assert folded.exact_rows == OUT
@@ -49,7 +49,7 @@ def test_codes_of_rows_on_a_grid_stay_exact_and_only_outliers_are_rounded(scheme
 @pytest.mark.parametrize("scheme", ROUNDED, ids=str)
 def test_other_rows_are_rounded_to_the_limit(scheme, limit):
     tensor = quantize_tensor(weight(), Scheme(**scheme))
-    folded = fold(tensor, limit)
+    folded = fold(tensor, (limit,))
     assert folded.codes.abs().max() <= limit
     assert 0 < folded.error < 1.5 / limit
     assert ((folded.weight() - tensor.dequantize()).abs() <= folded.scale[:, None] / 2 * 1.001).all()
@@ -57,7 +57,7 @@ def test_other_rows_are_rounded_to_the_limit(scheme, limit):
 
 def test_what_lies_beyond_the_limit_is_kept_apart():
     tensor = quantize_tensor(weight(largest=50.0), Scheme(bits=4))
-    folded = fold(tensor, 32)
+    folded = fold(tensor, (32,))
     assert folded.rest.rows().tolist() == [3]
     assert folded.rest.col.tolist() == [5]
     assert folded.codes[3, 5] == 32
@@ -68,18 +68,18 @@ def test_what_lies_beyond_the_limit_is_kept_apart():
 def test_rows_of_zeros():
     found = weight()
     found[7] = 0
-    folded = fold(quantize_tensor(found, Scheme(bits=4, outliers=None)), 64)
+    folded = fold(quantize_tensor(found, Scheme(bits=4, outliers=None)), (64,))
     assert folded.scale.isfinite().all()
     assert not folded.weight()[7].any()
 
 
 def test_the_smallest_limit_that_leaves_outliers_room_is_chosen():
     def chosen(**scheme):
-        return choose_limit(quantize_tensor(weight(), Scheme(**scheme)), (32, 64))
+        return fold(quantize_tensor(weight(), Scheme(**scheme)), (32, 64)).limit
 
     assert [chosen(bits=bits) for bits in (2, 3, 4, 5, 6, 8)] == [32, 32, 32, 32, 64, 64]
     assert chosen(granularity="group", group_size=16) == 64
-    assert choose_limit(quantize_tensor(weight(), Scheme(bits=4)), (127,)) == 127
+    assert fold(quantize_tensor(weight(), Scheme(bits=4)), (127,)).limit == 127
 
 
 def test_values_as_codes_and_what_a_clipped_one_misses():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowbit.kernels import ACTIVATIONS, KERNELS, best_kernel, choose_limit, fold, int8_linear, pack_weight
+from lowbit.kernels import ACTIVATIONS, KERNELS, best_kernel, fold, int8_linear, pack_weight
 from lowbit.kernels import native
 from lowbit.kernels.fold import Folded, entries
 from lowbit.kernels.int8 import round_rows
@@ -32,9 +32,8 @@ def packed(shape, kernel, scheme="w4", seed=0):
     weight = gaussian(*shape, seed=seed) * 0.05
     weight[0, -1] = 40.0
     tensor = quantize_tensor(weight, Scheme.parse(scheme))
-    limit = choose_limit(tensor, KERNELS[kernel].limits)
-    folded, bias = fold(tensor, limit), gaussian(shape[0], seed=1)
-    return pack_weight(folded, bias, kernel, limit), pack_weight(folded, bias, "reference", limit), tensor, bias
+    folded, bias = fold(tensor, KERNELS[kernel].limits), gaussian(shape[0], seed=1)
+    return pack_weight(folded, bias, kernel), pack_weight(folded, bias, "reference"), tensor, bias
 
 
 @pytest.mark.parametrize("kernel", FAST)
@@ -70,7 +69,7 @@ def test_the_largest_codes_and_inputs_do_not_saturate(kernel):
     for limit, sign in itertools.product(KERNELS[kernel].limits, (1, -1)):
         codes = torch.full((16, 64), sign * limit, dtype=torch.int8)
         rest = entries(torch.empty(0, dtype=torch.int64), torch.empty(0), (16, 64))
-        weight = pack_weight(Folded(codes, torch.ones(16), rest, 0.0, 16), None, kernel, limit)
+        weight = pack_weight(Folded(codes, limit, torch.ones(16), rest, 0.0, 16), None, kernel)
         torch.testing.assert_close(int8_linear(x, weight), torch.full((5, 16), sign * limit * 64.0))
 
 
@@ -90,7 +89,7 @@ def test_rows_of_zeros_and_values_that_are_not_finite(kernel):
 @pytest.mark.parametrize("shape", [(48, 32), (33, 17)], ids=str)
 def test_packed_codes_are_found_by_row_and_column(kernel, shape):
     codes = torch.randint(-32, 33, shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
-    weight = pack_weight(Folded(codes, torch.ones(shape[0]), fold_nothing(shape), 0.0, 0), None, kernel, 32)
+    weight = pack_weight(Folded(codes, 32, torch.ones(shape[0]), fold_nothing(shape), 0.0, 0), None, kernel)
     rows, columns = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
     view = KERNELS[kernel].view(weight.packed)
     assert torch.equal(view[KERNELS[kernel].places(rows, columns, shape)], codes)

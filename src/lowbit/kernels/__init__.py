@@ -2,7 +2,7 @@
 
 from lowbit.kernels.activations import round_tokens
 from lowbit.kernels.cache import WeightCache
-from lowbit.kernels.fold import Folded, Rest, choose_limit, fold, fold_values
+from lowbit.kernels.fold import Folded, Rest, fold, fold_values
 from lowbit.kernels.int8 import ACTIVATIONS, KERNELS, Int8Weight, Kernel, best_kernel, int8_linear, pack_weight
 from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 from lowbit.kernels.native import absence as kernels_absence
@@ -16,7 +16,6 @@ __all__ = [
     "Rest",
     "WeightCache",
     "best_kernel",
-    "choose_limit",
     "dense_scale_gradient",
     "fold",
     "fold_values",

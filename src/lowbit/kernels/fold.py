@@ -56,11 +56,12 @@ def entries(flat: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) ->
 class Folded:
     """A weight [out, in] as ``codes`` int8 [out, in] times ``scale`` float32 [out], plus the few entries of ``rest``.
 
-    ``error`` is what folding added: ``||folded - W|| / ||W||``. ``exact_rows`` counts the rows whose decoded codes are
+    No code is above ``limit`` in magnitude. ``error`` is what folding added: ``||folded - W|| / ||W||``. ``exact_rows`` counts the rows whose decoded codes are
     kept exactly, so that only outliers are rounded.
     """
 
     codes: torch.Tensor
+    limit: int
     scale: torch.Tensor
     rest: Rest
     error: float
@@ -72,15 +73,6 @@ class Folded:
         return weight.index_put_((self.rest.rows(), self.rest.col.long()), self.rest.value, accumulate=True)
 
 
-def choose_limit(tensor: QuantizedTensor, limits: tuple[int, ...]) -> int:
-    """The first of ascending ``limits`` at least twice the largest code, so that outliers have room; else the last."""
-    step = row_step(tensor)
-    if step is None:
-        return limits[-1]
-    largest = (tensor.dequantize_dense() / _nonzero(step)[:, None]).abs().amax()
-    return next((limit for limit in limits if 2 * largest < limit + 0.5), limits[-1])
-
-
 def row_step(tensor: QuantizedTensor) -> torch.Tensor | None:
     """The step float32 [out] whose multiples all decoded codes of a row are; None for groups and codebooks."""
     if tensor.scheme.granularity == "group" or tensor.scheme.levels in CODEBOOKS:
@@ -89,38 +81,53 @@ def row_step(tensor: QuantizedTensor) -> torch.Tensor | None:
     return step / 2 if tensor.scheme.levels == "midrise" else step
 
 
-def fold(tensor: QuantizedTensor, limit: int) -> Folded:
-    """Fold a tensor into codes of at most ``limit`` in magnitude.
+def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
+    """Fold a tensor into codes whose magnitude is at most one of ascending ``limits``.
 
-    A row on a grid of step s gets the step s / k with k = floor(limit s / max|w|), at least 1: its codes stay exact, and
-    outliers are rounded. Other rows, and those whose codes exceed the limit, get their largest weight over the limit,
-    outliers counted up to one and a half times the largest decoded code. What lies beyond the limit is clipped, and what
-    is missing goes to ``rest``.
+    It is the first one at least twice the largest decoded code, so that outliers have room, else the last. A row on a
+    grid of step s gets the step s / k with k = floor(limit s / max|w|), at least 1: its codes stay exact, and outliers
+    are rounded. Other rows, and those whose codes exceed the limit, get their largest weight over the limit, outliers
+    counted up to one and a half times the largest decoded code. What lies beyond the limit is clipped, and what is
+    missing goes to ``rest``.
     """
-    weight, dense = tensor.dequantize(), tensor.dequantize_dense()
-    scale = torch.minimum(weight.abs().amax(dim=1), _ROOM * dense.abs().amax(dim=1)) / limit
-    step = row_step(tensor)
+    dense, step = tensor.dequantize_dense(), row_step(tensor)
+    weight = dense if tensor.outlier_value is None else tensor.dequantize()
+    largest, largest_dense = _largest(weight), _largest(dense)
+    limit = _choose_limit(largest_dense, step, limits)
+    scale = torch.minimum(largest, _ROOM * largest_dense) / limit
     exact = torch.zeros_like(scale, dtype=torch.bool)
     if step is not None:
-        exact = (dense.abs().amax(dim=1) < (limit + 0.5) * step) & (step > 0)
-        parts = (limit * step / weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)).floor()
-        scale = torch.where(exact, step / parts.clamp(1, limit), scale)
+        exact = (largest_dense < (limit + 0.5) * step) & (step > 0)
+        parts = (limit * step / _nonzero(largest)).floor().clamp(1, limit)
+        scale = torch.where(exact, step / parts, scale)
     scale = _nonzero(scale)
     codes, missing = fold_values(weight, scale[:, None], limit)
     places = missing.view(-1).nonzero().view(-1)
     rest = entries(places, missing.view(-1)[places], tensor.shape)
-    folded = Folded(codes, scale, rest, 0.0, int(exact.sum()))
-    energy = float(weight.square().sum())
-    error = (float((folded.weight() - weight).square().sum()) / energy) ** 0.5 if energy else 0.0
-    return Folded(codes, scale, rest, error, int(exact.sum()))
+    whole = float(weight.norm())
+    error = float(weight.sub_(codes * scale[:, None]).sub_(missing).norm()) / whole if whole else 0.0
+    return Folded(codes, limit, scale, rest, error, int(exact.sum()))
+
+
+def _choose_limit(largest: torch.Tensor, step: torch.Tensor | None, limits: tuple[int, ...]) -> int:
+    if step is None:
+        return limits[-1]
+    code = float((largest / _nonzero(step)).max())
+    return next((limit for limit in limits if 2 * code < limit + 0.5), limits[-1])
+
+
+def _largest(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each row."""
+    low, high = torch.aminmax(weight, dim=1)
+    return torch.maximum(-low, high)
 
 
 def fold_values(values: torch.Tensor, scale: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values as int8 codes in units of ``scale``, and what a clipped one misses (0 where nothing is), float32."""
     steps = (values / scale).round_()
     codes = steps.clamp(-limit, limit)
-    missing = torch.where(steps == codes, torch.zeros_like(values), values - codes * scale)
-    return codes.to(torch.int8), missing
+    clipped = (steps - codes).abs_().gt_(0)
+    return codes.to(torch.int8), torch.where(clipped.bool(), values - codes * scale, 0.0)
 
 
 def _nonzero(scale: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ class Kernel:
     run: Callable[[torch.Tensor, Int8Weight, str], torch.Tensor]
 
 
-def pack_weight(folded: Folded, bias: torch.Tensor | None, kernel: str, limit: int) -> Int8Weight:
+def pack_weight(folded: Folded, bias: torch.Tensor | None, kernel: str) -> Int8Weight:
     """A folded weight [out, in] and its bias [out] in the layout of a kernel."""
     out_features, in_features = folded.codes.shape
     padding = (0, -out_features % _PANEL)
@@ -66,7 +66,7 @@ def pack_weight(folded: Folded, bias: torch.Tensor | None, kernel: str, limit: i
     return Int8Weight(
         kernel=kernel,
         shape=(out_features, in_features),
-        limit=limit,
+        limit=folded.limit,
         packed=KERNELS[kernel].pack(folded.codes),
         scale=F.pad(folded.scale, padding),
         sums=F.pad(folded.codes.sum(dim=1, dtype=torch.int32), padding),

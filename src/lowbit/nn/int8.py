@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowbit.errors import AdapterError
-from lowbit.kernels import KERNELS, Rest, choose_limit, fold, fold_values, int8_linear, pack_weight
+from lowbit.kernels import KERNELS, Rest, fold, fold_values, int8_linear, pack_weight
 from lowbit.qtensor import QuantizedTensor, flat_positions
 
 
@@ -43,9 +43,8 @@ class Int8Linear(nn.Module):
     def __init__(self, tensor: QuantizedTensor, bias: torch.Tensor | None, kernel: str) -> None:
         super().__init__()
         self.out_features, self.in_features = tensor.shape
-        limit = choose_limit(tensor, KERNELS[kernel].limits)
-        folded = fold(tensor, limit)
-        self.layout = pack_weight(folded, bias, kernel, limit)
+        folded = fold(tensor, KERNELS[kernel].limits)
+        self.layout = pack_weight(folded, bias, kernel)
         self.activation = "none"
         self.folded_error, self.exact_rows = folded.error, folded.exact_rows
         self._own = (self.layout.sums, self.layout.scale, self.layout.rest)
