@@ -75,9 +75,9 @@ def test_rows_of_zeros():
 
 def test_the_smallest_limit_that_leaves_outliers_room_is_chosen():
     def chosen(**scheme):
-        return fold(quantize_tensor(weight(), Scheme(**scheme)), (32, 64)).limit
+        return fold(quantize_tensor(weight(), Scheme(**scheme)), (16, 32, 64)).limit
 
-    assert [chosen(bits=bits) for bits in (2, 3, 4, 5, 6, 8)] == [32, 32, 32, 32, 64, 64]
+    assert [chosen(bits=bits) for bits in (2, 3, 4, 5, 6, 8)] == [16, 16, 16, 32, 64, 64]
     assert chosen(granularity="group", group_size=16) == 64
     assert fold(quantize_tensor(weight(), Scheme(bits=4)), (127,)).limit == 127
 

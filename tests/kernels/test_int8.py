@@ -19,7 +19,7 @@ FAST = [
     pytest.param(name, marks=pytest.mark.skipif(not here, reason=f"this machine lacks {name}"))
     for name, here in AVAILABLE.items()
 ]
-SHAPES = [(16, 8), (48, 32), (33, 17), (1, 1), (7, 130), (100, 40), (130, 768)]
+SHAPES = [(16, 16), (48, 32), (33, 17), (1, 1), (7, 130), (100, 40), (130, 768)]
 TOKENS = [0, 1, 2, 5, 129, 512]
 
 
@@ -37,7 +37,7 @@ def packed(shape, kernel, scheme="w4", seed=0):
 
 
 @pytest.mark.parametrize("kernel", FAST)
-@pytest.mark.parametrize("scheme", ["w4", "w8"])
+@pytest.mark.parametrize("scheme", ["w4", "w5", "w8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_kernel_computes_what_the_reference_does(kernel, scheme, shape):
     weight, reference, _, _ = packed(shape, kernel, scheme)

@@ -18,9 +18,10 @@ from lowbit.kernels.native import WeightStruct, absence, library
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by their number in int8.c
 _LEVELS = 255
-_PANEL, _PADDED, _ROWS = 16, 8, 4  # rows of a panel, inputs and tokens that int8.c computes at a time
-_TWICE = 32  # codes up to this may be added twice in 16 bits: 255 * 32 * 4 < 2^15
-_ONCE = 64  # and up to this once, as every kernel without VNNI instructions does
+_PANEL, _PADDED, _ROWS = 16, 16, 4  # rows of a panel, inputs and tokens that int8.c computes at a time
+# The largest codes with which so many sums of two products fit 16 bits: 255 * 16 * 2 * 4 < 2^15. Every kernel without
+# VNNI instructions forms at least one.
+_SUMS = {16: 4, 32: 2, 64: 1}
 _FULL = 127
 
 
@@ -157,7 +158,7 @@ def _run_native(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.T
         tokens,
         weight.packed.data_ptr(),
         ctypes.addressof(struct),
-        2 if weight.limit <= _TWICE else 1,
+        _SUMS[weight.limit],
         codes.data_ptr(),
         steps.data_ptr(),
         zeros.data_ptr(),
@@ -203,9 +204,9 @@ def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, 
 
 
 KERNELS = {
-    "native": Kernel((_TWICE, _ONCE), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
+    "native": Kernel(tuple(_SUMS), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
     "onednn": Kernel(
-        (_FULL if torch.cpu._is_vnni_supported() else _ONCE,), _pack_onednn, _view_onednn, _places_onednn, _run_onednn
+        (_FULL if torch.cpu._is_vnni_supported() else max(_SUMS),), _pack_onednn, _view_onednn, _places_onednn, _run_onednn
     ),
     "reference": Kernel(
         (_FULL,),

@@ -85,6 +85,20 @@ class Int8Linear(nn.Module):
         """
         active = self._active
         self.put(None)
+        try:
+            return self._patch(outlier_value, outlier_ptr, outlier_col, scale)
+        finally:
+            self.put(active)
+
+    @torch.no_grad()
+    def _patch(
+        self,
+        outlier_value: torch.Tensor | None,
+        outlier_ptr: torch.Tensor | None,
+        outlier_col: torch.Tensor | None,
+        scale: torch.Tensor | None,
+    ) -> Patch:
+        """:meth:`patch` of the backbone itself."""
         flat, places = self._flat.long(), self._places
         if outlier_ptr is not None and outlier_col is not None:
             flat = flat_positions(outlier_ptr, outlier_col, self.layout.shape)
@@ -103,9 +117,7 @@ class Int8Linear(nn.Module):
         codes, missing = fold_values(values, steps[flat // self.in_features], self.layout.limit)
         base = self._view[places]
         sums = self.layout.sums.index_add(0, flat // self.in_features, (codes.int() - base).to(torch.int32))
-        patch = Patch(places, codes, base, sums, steps, self.layout.rest.updated(flat, missing, self.in_features))
-        self.put(active)
-        return patch
+        return Patch(places, codes, base, sums, steps, self.layout.rest.updated(flat, missing, self.in_features))
 
     @torch.no_grad()
     def put(self, patch: Patch | None) -> None:
