@@ -27,7 +27,10 @@ def test_every_architecture(tiny, arch):
     """Each quantized linear, and no other module, becomes an int8 one; the output is close to the unprepared one."""
     model = lowbit.load(tiny.backbone(arch))
     kind, expected = type(model), output(model)
-    linears, others = paths(model, QuantLinear | TiedQuantLinear), paths(model, nn.Linear | nn.LayerNorm | QuantEmbedding)
+    linears, others = (
+        paths(model, QuantLinear | TiedQuantLinear),
+        paths(model, nn.Linear | nn.LayerNorm | QuantEmbedding),
+    )
     assert prepare(model, backend="torch") is model
     assert type(model) is kind
     assert paths(model, Int8Linear) == linears
@@ -80,6 +83,7 @@ def test_the_report_names_kernels_reasons_and_what_is_absent(tiny, monkeypatch):
     assert [(choice.kind, choice.modules) for choice in report.choices] == [
         ("linear", 12),
         ("tied output projection", 1),
+        ("activation", 2),
         ("word embedding", 1),
         ("float linear", 1),
     ]

@@ -206,7 +206,11 @@ def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, 
 KERNELS = {
     "native": Kernel(tuple(_SUMS), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
     "onednn": Kernel(
-        (_FULL if torch.cpu._is_vnni_supported() else max(_SUMS),), _pack_onednn, _view_onednn, _places_onednn, _run_onednn
+        (_FULL if torch.cpu._is_vnni_supported() else max(_SUMS),),
+        _pack_onednn,
+        _view_onednn,
+        _places_onednn,
+        _run_onednn,
     ),
     "reference": Kernel(
         (_FULL,),

@@ -29,7 +29,16 @@ class Patch:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds in memory."""
-        parts = (self.places, self.codes, self.base, self.sums, self.scale, self.rest.ptr, self.rest.col, self.rest.value)
+        parts = (
+            self.places,
+            self.codes,
+            self.base,
+            self.sums,
+            self.scale,
+            self.rest.ptr,
+            self.rest.col,
+            self.rest.value,
+        )
         return sum(part.nbytes for part in parts)
 
 
@@ -124,10 +133,10 @@ class Int8Linear(nn.Module):
         """Make ``patch`` the active one; None is the backbone itself."""
         view, active = self._view, self._active
         if active is not None and (patch is None or patch.places is not active.places):
-            view[active.places] = active.base
+            view.scatter_(0, active.places.long(), active.base)
         self.layout.sums, self.layout.scale, self.layout.rest = self._own
         if patch is not None:
-            view[patch.places] = patch.codes
+            view.scatter_(0, patch.places.long(), patch.codes)
             self.layout.sums, self.layout.scale, self.layout.rest = patch.sums, patch.scale, patch.rest
         self._active = patch
 
@@ -148,7 +157,9 @@ class Int8Linear(nn.Module):
     def _rescaled(self, scale: torch.Tensor) -> torch.Tensor:
         """The steps of the layout when the step sizes of the weight are ``scale`` instead: its codes stay."""
         if self._step is None:
-            raise AdapterError("trained step sizes cannot be laid over codes that are not kept exactly; use it unprepared")
+            raise AdapterError(
+                "trained step sizes cannot be laid over codes that are not kept exactly; use it unprepared"
+            )
         ratio = (scale.float().view(-1) / self._step).expand(self.out_features)
         return self.layout.scale * F.pad(ratio, (0, self.layout.scale.numel() - self.out_features))
 

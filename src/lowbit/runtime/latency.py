@@ -12,6 +12,7 @@ from lowbit.adapter import adapter_target, model_fingerprint, remove_adapter
 from lowbit.errors import UnsupportedModelError
 from lowbit.kernels import best_kernel, kernels_absence
 from lowbit.nn import Int8Linear, QuantEmbedding, QuantLinear, TiedQuantLinear
+from lowbit.runtime.fuse import fuse_activations
 from lowbit.runtime.report import Choice, RuntimeReport
 from lowbit.runtime.switch import TaskState, make_task, switch
 
@@ -32,8 +33,10 @@ def prepare_torch(model: PreTrainedModel) -> PreTrainedModel:
     kernel, why = best_kernel()
     swapped = _swap_linears(model, kernel)
     model.requires_grad_(False).eval()
-    model.lowbit_runtime = _report(model, swapped, kernel, why)
-    model.lowbit_tasks = TaskState(fingerprint)
+    fused = fuse_activations(model)
+    model.lowbit_runtime = _report(model, swapped, fused, kernel, why)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, Int8Linear)}
+    model.lowbit_tasks = TaskState(fingerprint, layers)
     model.save_pretrained = _refuse_saving
     if changed:
         switch(model, make_task(model, changed, None))
@@ -56,8 +59,10 @@ def _swap_linears(model: PreTrainedModel, kernel: str) -> dict[str, list[Int8Lin
     return swapped
 
 
-def _report(model: nn.Module, swapped: dict[str, list[Int8Linear]], kernel: str, why: str) -> RuntimeReport:
+def _report(model: nn.Module, swapped: dict[str, list[Int8Linear]], fused: int, kernel: str, why: str) -> RuntimeReport:
     choices = [Choice(kind, len(layers), f"int8, {kernel}", why) for kind, layers in swapped.items() if layers]
+    if fused:
+        choices.append(Choice("activation", fused, "in the linear before it", "its values are at hand there"))
     tables = sum(isinstance(module, QuantEmbedding) for module in model.modules())
     floats = sum(type(module) is nn.Linear for module in model.modules())
     if tables:

@@ -41,12 +41,15 @@ class Task:
 class TaskState:
     """What a prepared model needs to take a task on and off: ``model.lowbit_tasks``.
 
-    ``own`` are the backbone's values of everything that some task has replaced.
+    ``own`` are the backbone's values of everything that some task has replaced, ``targets`` what holds them, ``layers``
+    the int8 linears by path: looking names up would take longer than to change the values.
     """
 
     fingerprint: str
+    layers: Mapping[str, Int8Linear]
     active: Task = Task(None, {}, {})
     own: dict[str, torch.Tensor] = field(default_factory=dict)
+    targets: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def load_task(model: PreTrainedModel, adapter: str | Path) -> Task:
@@ -68,12 +71,13 @@ def load_task(model: PreTrainedModel, adapter: str | Path) -> Task:
 
 def make_task(model: PreTrainedModel, tensors: Tensors, info: AdapterInfo | None) -> Task:
     """A task from an adapter's tensors by their relative names."""
+    layers = _state(model).layers
     changed: dict[str, dict[str, torch.Tensor]] = {}
     values: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         relative, _, part = name.rpartition(".")
         path = find_module(model, relative) or ""
-        if part in _SPARSE_PARTS and isinstance(model.get_submodule(path), Int8Linear):
+        if part in _SPARSE_PARTS and path in layers:
             changed.setdefault(path, {})[part] = tensor
             continue
         target = adapter_target(model, name)
@@ -82,10 +86,8 @@ def make_task(model: PreTrainedModel, tensors: Tensors, info: AdapterInfo | None
         values[name] = tensor.to(target.dtype, copy=True)
     patches = {}
     for path, parts in changed.items():
-        module = model.get_submodule(path)
-        assert isinstance(module, Int8Linear)
         with naming(path):
-            patches[path] = module.patch(**parts)
+            patches[path] = layers[path].patch(**parts)
     return Task(info, patches, values)
 
 
@@ -98,16 +100,16 @@ def switch(model: PreTrainedModel, adapter: str | Path | Task | None) -> PreTrai
     the same bytes. Labels and number of outputs follow the adapter.
     """
     state = _state(model)
-    task = Task(None, {}, {}) if adapter is None else adapter if isinstance(adapter, Task) else load_task(model, adapter)
+    task = (
+        Task(None, {}, {}) if adapter is None else adapter if isinstance(adapter, Task) else load_task(model, adapter)
+    )
     for path in {**state.active.patches, **task.patches}:
-        module = model.get_submodule(path)
-        assert isinstance(module, Int8Linear)
-        module.put(task.patches.get(path))
+        state.layers[path].put(task.patches.get(path))
     for name in {**state.active.values, **task.values}:
-        target = adapter_target(model, name)
-        if name not in state.own:
-            state.own[name] = target.detach().clone()
-        _replace(target, task.values.get(name, state.own[name]))
+        if name not in state.targets:
+            state.targets[name] = adapter_target(model, name)
+            state.own[name] = state.targets[name].detach().clone()
+        _replace(state.targets[name], task.values.get(name, state.own[name]))
     state.active = task
     if task.info is not None:
         _relabel(model, task.info)
@@ -150,5 +152,7 @@ def _relabel(model: PreTrainedModel, info: AdapterInfo) -> None:
 def _state(model: PreTrainedModel) -> TaskState:
     state = getattr(model, "lowbit_tasks", None)
     if not isinstance(state, TaskState):
-        raise UnsupportedModelError("the model is not prepared by the torch backend in latency mode; call `prepare` first")
+        raise UnsupportedModelError(
+            "the model is not prepared by the torch backend in latency mode; call `prepare` first"
+        )
     return state
