@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lowbit.kernels import ACTIVATIONS, KERNELS, best_kernel, fold, int8_linear, pack_weight
-from lowbit.kernels import native
+from lowbit.kernels import ACTIVATIONS, KERNELS, best_kernel, fold, int8_linear, native, pack_weight
 from lowbit.kernels.fold import Folded, entries
 from lowbit.kernels.int8 import round_rows
 from lowbit.qtensor import quantize_tensor

@@ -111,6 +111,6 @@ def test_what_cannot_be_switched_to(tiny, adapters):
     before = state(model)
     with pytest.raises(AdapterError, match="was trained on the backbone"):
         switch(model, tiny.adapter("roberta"))
-    with pytest.raises(AdapterError, match="values for .* positions"):
+    with pytest.raises(AdapterError, match="train it again"):
         next(m for m in model.modules() if isinstance(m, Int8Linear)).patch(outlier_value=torch.zeros(1))
     assert equal(state(model), before)

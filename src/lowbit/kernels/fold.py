@@ -56,8 +56,8 @@ def entries(flat: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) ->
 class Folded:
     """A weight [out, in] as ``codes`` int8 [out, in] times ``scale`` float32 [out], plus the few entries of ``rest``.
 
-    No code is above ``limit`` in magnitude. ``error`` is what folding added: ``||folded - W|| / ||W||``. ``exact_rows`` counts the rows whose decoded codes are
-    kept exactly, so that only outliers are rounded.
+    No code is above ``limit`` in magnitude. ``error`` is what folding added: ``||folded - W|| / ||W||``. ``exact_rows``
+    counts the rows whose decoded codes are kept exactly, so that only outliers are rounded.
     """
 
     codes: torch.Tensor

@@ -29,8 +29,8 @@ _FULL = 127
 class Int8Weight:
     """A folded weight [out, in] in the layout of one kernel.
 
-    ``packed`` holds the codes as the kernel wants them, none above ``limit``; ``scale`` and ``bias`` float32 and ``sums``
-    int32 (of the codes of a row) are [out], padded with zeros to a multiple of 16.
+    ``packed`` holds the codes as the kernel wants them, none above ``limit``; ``scale`` and ``bias`` float32 and
+    ``sums`` int32 (of the codes of a row) are [out], padded with zeros to a multiple of 16.
     """
 
     kernel: str
@@ -47,8 +47,8 @@ class Int8Weight:
 class Kernel:
     """One way to multiply.
 
-    ``limits`` are the largest codes that a weight may be folded to, ascending; smaller ones are faster. ``pack`` lays codes
-    int8 [out, in] out; ``view`` is the packed tensor as flat int8 memory, in which ``places`` finds rows and
+    ``limits`` are the largest codes that a weight may be folded to, ascending; smaller ones are faster. ``pack`` lays
+    codes int8 [out, in] out; ``view`` is the packed tensor as flat int8 memory, in which ``places`` finds rows and
     columns (int64) of a weight of the given shape. ``run`` takes ``x`` float32 [tokens, in], contiguous.
     """
 

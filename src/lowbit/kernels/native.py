@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +63,6 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
             detail = getattr(error, "stderr", None) or str(error)
             return None, f"{compiler} cannot compile the C kernels: {detail.strip().splitlines()[-1]}"
         loaded = ctypes.CDLL(str(target))  # which stays mapped when the file is gone
-    arguments = [_POINTER, _LONG, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT]
+    arguments: list[type[Any]] = [_POINTER, _LONG, _POINTER, _POINTER, _INT, *[_POINTER] * 4, _INT]
     loaded.lowbit_linear.argtypes, loaded.lowbit_linear.restype = arguments, None
     return loaded, ""

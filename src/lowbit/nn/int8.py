@@ -89,8 +89,8 @@ class Int8Linear(nn.Module):
         """What an adapter's tensors make of this layer; the layer stays as it is.
 
         ``outlier_value`` [n] stands at the backbone's positions, or at those of ``outlier_ptr`` and ``outlier_col``.
-        ``scale`` are trained step sizes. Values that fit no positions, or step sizes of a weight whose codes are not kept
-        exactly, raise :class:`AdapterError`.
+        ``scale`` are trained step sizes. Values that fit no positions, or step sizes of a weight whose codes are not
+        kept exactly, raise :class:`AdapterError`.
         """
         active = self._active
         self.put(None)

@@ -46,8 +46,8 @@ def _sources(model: PreTrainedModel) -> dict[str, tuple[Int8Linear, str]]:
 
     def note_input(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            _, layer = outputs.get(id(inputs[0]), (None, None))
-            seen.setdefault(path, set()).add(layer)
+            found = outputs.get(id(inputs[0]))
+            seen.setdefault(path, set()).add(None if found is None else found[1])
 
         return hook
 
