@@ -95,9 +95,9 @@ def make_task(model: PreTrainedModel, tensors: Tensors, info: AdapterInfo | None
 def switch(model: PreTrainedModel, adapter: str | Path | Task | None) -> PreTrainedModel:
     """Put an adapter, a folder or what :func:`load_task` gave, in the place of the active one; None takes it off.
 
-    Only values at the adapter's positions are written, as codes in units of the backbone's row steps; a value beyond the
-    largest code keeps what is missing in float32. Trained step sizes rescale the rows. Switching away and back gives the
-    same bytes. Labels and number of outputs follow the adapter.
+    Only values at the adapter's positions are written, as codes in units of the backbone's steps; a value beyond the
+    largest code keeps what is missing in float32. Trained step sizes rescale the rows. Switching away and back gives
+    the same bytes. Labels and number of outputs follow the adapter.
     """
     state = _state(model)
     task = (
