@@ -260,18 +260,19 @@ def sparse_rows(weight: torch.Tensor, positions: torch.Tensor) -> dict[str, torc
 
     One beyond the range of float16 raises :class:`WeightError`.
     """
-    out_features, in_features = weight.shape
     values = weight.view(-1)[positions]
     if values.numel() and float(values.abs().max()) > _HALF_MAX:
         raise WeightError(f"an outlier of {float(values.abs().max()):.3g} exceeds the float16 range 65504")
-    counts = torch.bincount(positions // in_features, minlength=out_features)
-    ptr = torch.zeros(out_features + 1, dtype=torch.int32, device=weight.device)
-    ptr[1:] = counts.cumsum(0)
-    return {
-        "outlier_ptr": ptr,
-        "outlier_col": (positions % in_features).to(_column_dtype(in_features)),
-        "outlier_value": values.to(torch.float16),
-    }
+    ptr, col = sparse_places(positions, (weight.shape[0], weight.shape[1]))
+    return {"outlier_ptr": ptr, "outlier_col": col, "outlier_value": values.to(torch.float16)}
+
+
+def sparse_places(positions: torch.Tensor, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``outlier_ptr`` and ``outlier_col`` of ascending flat ``positions``; :func:`flat_positions` is the inverse."""
+    out_features, in_features = shape
+    ptr = torch.zeros(out_features + 1, dtype=torch.int32, device=positions.device)
+    ptr[1:] = torch.bincount(positions // in_features, minlength=out_features).cumsum(0)
+    return ptr, (positions % in_features).to(_column_dtype(in_features))
 
 
 def _column_dtype(columns: int) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from lowbit.nn.embedding import QuantEmbedding, TiedQuantEmbedding
 from lowbit.nn.fake import FakeQuantLinear
+from lowbit.nn.int8 import Int8Linear, Patch
 from lowbit.nn.linear import QuantLinear, TiedQuantLinear
 from lowbit.nn.overlay import SPARSE, overlay, rows_of, widen
 from lowbit.nn.payload import CODES, QuantModule, empty_tensor
@@ -10,6 +11,8 @@ __all__ = [
     "CODES",
     "SPARSE",
     "FakeQuantLinear",
+    "Int8Linear",
+    "Patch",
     "QuantEmbedding",
     "QuantLinear",
     "QuantModule",

@@ -1,0 +1,222 @@
+"""Linear layers in int8: inputs rounded to 8 bits per token, weights folded to one step per row.
+
+A kernel is one entry of ``KERNELS``; each computes what the kernel ``reference`` computes, up to the order of float32
+sums. All are for inference on a CPU: nothing is differentiable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from lowbit.kernels.fold import Folded, Rest
+from lowbit.kernels.native import WeightStruct, absence, library
+
+ACTIVATIONS = ("none", "gelu", "relu")  # by their number in int8.c
+_LEVELS = 255
+_PANEL, _PADDED, _ROWS = 16, 16, 4  # rows of a panel, inputs and tokens that int8.c computes at a time
+# The largest codes with which so many sums of two products fit 16 bits: 255 * 16 * 2 * 4 < 2^15. Every kernel without
+# VNNI instructions forms at least one.
+_SUMS = {16: 4, 32: 2, 64: 1}
+_FULL = 127
+
+
+@dataclass
+class Int8Weight:
+    """A folded weight [out, in] in the layout of one kernel.
+
+    ``packed`` holds the codes as the kernel wants them, none above ``limit``; ``scale`` and ``bias`` float32 and
+    ``sums`` int32 (of the codes of a row) are [out], padded with zeros to a multiple of 16.
+    """
+
+    kernel: str
+    shape: tuple[int, int]
+    limit: int
+    packed: torch.Tensor
+    scale: torch.Tensor
+    sums: torch.Tensor
+    bias: torch.Tensor
+    rest: Rest
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to multiply.
+
+    ``limits`` are the largest codes that a weight may be folded to, ascending; smaller ones are faster. ``pack`` lays
+    codes int8 [out, in] out; ``view`` is the packed tensor as flat int8 memory, in which ``places`` finds rows and
+    columns (int64) of a weight of the given shape. ``run`` takes ``x`` float32 [tokens, in], contiguous.
+    """
+
+    limits: tuple[int, ...]
+    pack: Callable[[torch.Tensor], torch.Tensor]
+    view: Callable[[torch.Tensor], torch.Tensor]
+    places: Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], torch.Tensor]
+    run: Callable[[torch.Tensor, Int8Weight, str], torch.Tensor]
+
+
+def pack_weight(folded: Folded, bias: torch.Tensor | None, kernel: str) -> Int8Weight:
+    """A folded weight [out, in] and its bias [out] in the layout of a kernel."""
+    out_features, in_features = folded.codes.shape
+    padding = (0, -out_features % _PANEL)
+    bias = torch.zeros(out_features) if bias is None else bias.detach().float()
+    return Int8Weight(
+        kernel=kernel,
+        shape=(out_features, in_features),
+        limit=folded.limit,
+        packed=KERNELS[kernel].pack(folded.codes),
+        scale=F.pad(folded.scale, padding),
+        sums=F.pad(folded.codes.sum(dim=1, dtype=torch.int32), padding),
+        bias=F.pad(bias, padding),
+        rest=folded.rest,
+    )
+
+
+def int8_linear(x: torch.Tensor, weight: Int8Weight, activation: str = "none") -> torch.Tensor:
+    """``activation(x W^T + bias)`` for ``x`` float32 [tokens, in], each token rounded to 8 bits; float32 [tokens, out].
+
+    ``activation`` is one of ``ACTIVATIONS``. A token with a NaN or infinity gives a row of NaN.
+    """
+    return KERNELS[weight.kernel].run(x.contiguous(), weight, activation)
+
+
+def best_kernel() -> tuple[str, str]:
+    """The name of the fastest kernel that this machine has, and why it is that one."""
+    onednn = torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
+    if onednn and torch.cpu._is_vnni_supported():
+        return "onednn", "oneDNN uses the processor's VNNI instructions to their limit"
+    if library() is not None:
+        return "native", "without VNNI instructions the C kernels need fewer multiplications than oneDNN"
+    if onednn:
+        return "onednn", f"there are no C kernels: {absence()}"
+    return "reference", f"there are neither C kernels ({absence()}) nor those of oneDNN for x86"
+
+
+def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each row of ``x`` float32 [tokens, in] on 256 levels from its smallest to its largest value, 0 among them.
+
+    Returns codes uint8, steps [tokens, 1] and zero points [tokens, 1], float32: ``x`` is about (codes - zero) * step.
+    """
+    low, high = x.amin(dim=1, keepdim=True).clamp_max(0), x.amax(dim=1, keepdim=True).clamp_min(0)
+    step = (high - low) / _LEVELS
+    inverse = torch.where(step > 0, 1 / step, torch.zeros_like(step))
+    zero = (-low * inverse).round_()
+    codes = (x * inverse).round_().add_(zero).clamp_(0, _LEVELS).to(torch.uint8)
+    return codes, torch.where(step.isfinite(), step, torch.full_like(step, torch.nan)), zero
+
+
+def _finish(
+    x: torch.Tensor, products: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, weight: Int8Weight, activation: str
+) -> torch.Tensor:
+    """From the products of the codes, in units of the rows' steps, float32 [tokens, out], to the output."""
+    out_features = weight.shape[0]
+    scale, bias = weight.scale[:out_features], weight.bias[:out_features]
+    y = torch.addcmul(bias, products.sub_(zero * (weight.sums[:out_features] * scale)), step)
+    if weight.rest.value.numel():
+        y.index_add_(1, weight.rest.rows(), x[:, weight.rest.col.long()] * weight.rest.value)
+    if activation == "gelu":
+        return F.gelu(y)
+    return y.relu_() if activation == "relu" else y
+
+
+def _run_reference(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
+    codes, step, zero = round_rows(x)
+    products = codes.float() @ weight.packed.float().t() * weight.scale[: weight.shape[0]]
+    return _finish(x, products, step, zero, weight, activation)
+
+
+def _run_onednn(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
+    if not x.shape[0]:
+        return x.new_empty(0, weight.shape[0])
+    codes, step, zero = round_rows(x)
+    scale = weight.scale[: weight.shape[0]]
+    no_zeros = torch.zeros_like(scale, dtype=torch.int32)
+    # One step and zero point serve a whole call, so the tokens' own come afterwards; 128 is the fast zero point.
+    products = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 128, weight.packed, scale, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return _finish(x, products, step, zero - 128, weight, activation)
+
+
+def _run_native(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
+    kernels = library()
+    assert kernels is not None
+    tokens, (out_features, in_features) = x.shape[0], weight.shape
+    out = torch.empty(tokens, out_features)
+    padded = in_features + -in_features % _PADDED
+    codes = torch.empty((tokens + _ROWS) * padded, dtype=torch.uint8)
+    steps, zeros = torch.empty(2, tokens).unbind()
+    rest = weight.rest
+    pointers = [t.data_ptr() for t in (weight.scale, weight.bias, weight.sums, rest.ptr, rest.col, rest.value)]
+    struct = WeightStruct(out_features, in_features, *pointers, ACTIVATIONS.index(activation))
+    kernels.lowbit_linear(
+        x.data_ptr(),
+        tokens,
+        weight.packed.data_ptr(),
+        ctypes.addressof(struct),
+        _SUMS[weight.limit],
+        codes.data_ptr(),
+        steps.data_ptr(),
+        zeros.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _pack_native(codes: torch.Tensor) -> torch.Tensor:
+    """[panels, groups of inputs, 16 rows, 4 inputs], as int8.c says."""
+    rows, columns = codes.shape
+    padded = F.pad(codes, (0, -columns % _PADDED, 0, -rows % _PANEL))
+    return padded.view(-1, _PANEL, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
+
+
+def _places_native(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    groups = (shape[1] + -shape[1] % _PADDED) // 4
+    return ((rows // _PANEL * groups + columns // 4) * _PANEL + rows % _PANEL) * 4 + columns % 4
+
+
+def _pack_onednn(codes: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    return packed
+
+
+def _view_onednn(packed: torch.Tensor) -> torch.Tensor:
+    """The memory of an opaque tensor, which it has to outlive."""
+    size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
+    return torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+
+
+def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Read off how oneDNN lays out the digits of the flat positions, as the layout is its own affair."""
+    size = shape[0] * shape[1]
+    flat, found = torch.arange(size).view(shape), torch.zeros(size, dtype=torch.int64)
+    for shift in range(0, size.bit_length(), 7):
+        digits = _pack_onednn((flat >> shift & 127).to(torch.int8))
+        found += _view_onednn(digits)[:size].long() << shift
+    places = torch.empty_like(found)
+    places[found] = torch.arange(size)
+    return places[rows * shape[1] + columns]
+
+
+KERNELS = {
+    "native": Kernel(tuple(_SUMS), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
+    "onednn": Kernel(
+        (_FULL if torch.cpu._is_vnni_supported() else max(_SUMS),),
+        _pack_onednn,
+        _view_onednn,
+        _places_onednn,
+        _run_onednn,
+    ),
+    "reference": Kernel(
+        (_FULL,),
+        lambda codes: codes.contiguous(),
+        lambda packed: packed.view(-1),
+        lambda rows, columns, shape: rows * shape[1] + columns,
+        _run_reference,
+    ),
+}

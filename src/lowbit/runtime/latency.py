@@ -1,0 +1,79 @@
+"""The latency mode on torch: every quantized linear becomes an int8 one."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lowbit.adapter import adapter_target, model_fingerprint, remove_adapter
+from lowbit.errors import UnsupportedModelError
+from lowbit.kernels import best_kernel, kernels_absence
+from lowbit.nn import Int8Linear, QuantEmbedding, QuantLinear, TiedQuantLinear
+from lowbit.runtime.fuse import fuse_activations
+from lowbit.runtime.report import Choice, RuntimeReport
+from lowbit.runtime.switch import TaskState, make_task, switch
+
+
+@torch.no_grad()
+def prepare_torch(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace the quantized linears of a loaded backbone by int8 ones, in place; an adapter on it is laid over them.
+
+    A model with low-rank factors on it raises :class:`UnsupportedModelError`.
+    """
+    if getattr(model, "peft_config", None):
+        raise UnsupportedModelError("low-rank factors cannot be folded into int8; use the model unprepared")
+    active = getattr(model, "lowbit_adapter", None)
+    changed = {} if active is None else {name: adapter_target(model, name).detach() for name in active.replaced}
+    changed = {name: tensor.clone() for name, tensor in changed.items()}
+    fingerprint = model_fingerprint(model) if active is None else active.fingerprint
+    remove_adapter(model)
+    kernel, why = best_kernel()
+    swapped = _swap_linears(model, kernel)
+    model.requires_grad_(False).eval()
+    fused = fuse_activations(model)
+    model.lowbit_runtime = _report(model, swapped, fused, kernel, why)
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, Int8Linear)}
+    model.lowbit_tasks = TaskState(fingerprint, layers)
+    model.save_pretrained = _refuse_saving
+    if changed:
+        switch(model, make_task(model, changed, None))
+    return model
+
+
+def _swap_linears(model: PreTrainedModel, kernel: str) -> dict[str, list[Int8Linear]]:
+    """Put int8 linears in place, one after another so that little is held twice; gives them by kind."""
+    swapped: dict[str, list[Int8Linear]] = {"linear": [], "tied output projection": []}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            kind, tensor = "linear", module.tensor
+        elif isinstance(module, TiedQuantLinear):
+            kind, tensor = "tied output projection", module.source.tensor
+        else:
+            continue
+        layer = Int8Linear(tensor, module.bias, kernel)
+        model.set_submodule(path, layer)
+        swapped[kind].append(layer)
+    return swapped
+
+
+def _report(model: nn.Module, swapped: dict[str, list[Int8Linear]], fused: int, kernel: str, why: str) -> RuntimeReport:
+    choices = [Choice(kind, len(layers), f"int8, {kernel}", why) for kind, layers in swapped.items() if layers]
+    if fused:
+        choices.append(Choice("activation", fused, "in the linear before it", "its values are at hand there"))
+    tables = sum(isinstance(module, QuantEmbedding) for module in model.modules())
+    floats = sum(type(module) is nn.Linear for module in model.modules())
+    if tables:
+        choices.append(Choice("word embedding", tables, "rows decoded", "only the rows of a batch are needed"))
+    if floats:
+        choices.append(Choice("float linear", floats, "float", "the plan keeps heads and poolers in float"))
+    errors = {path: module.folded_error for path, module in model.named_modules() if isinstance(module, Int8Linear)}
+    worst = max(errors, key=errors.__getitem__)
+    absence = kernels_absence()
+    return RuntimeReport("torch", "latency", tuple(choices), (absence,) if absence else (), errors[worst], worst)
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> NoReturn:
+    raise UnsupportedModelError("a prepared model is no backbone to be saved; save the model before it is prepared")
