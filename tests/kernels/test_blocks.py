@@ -12,6 +12,8 @@ SCHEMES = {
     "w3": Scheme(bits=3),
     "w5o0": Scheme(bits=5, outliers=None),
     "w8": Scheme(bits=8),
+    "w8o0": Scheme(bits=8, outliers=None),
+    "w8to0": Scheme(bits=8, granularity="tensor", outliers=None),
     "w4t": Scheme(granularity="tensor"),
     "w4g8": Scheme(granularity="group", group_size=8),
     "asymmetric": Scheme(symmetric=False, strategy="minmax"),

@@ -10,6 +10,7 @@ import torch
 from lowbit.qtensor import QuantizedTensor
 
 _BLOCK = 1 << 19  # weights decoded at once: 2 MB, which stay in the processor's cache
+_ZERO = 128  # the code that stands for 0 at 8 bits
 _UNIT = 8  # rows; eight rows of codes end on a whole byte in every width
 
 
@@ -19,9 +20,20 @@ def block_linear(x: torch.Tensor, tensor: QuantizedTensor, bias: torch.Tensor | 
     Reference: ``F.linear(x, tensor.dequantize(), bias)``; there is never more than a block of rows in float.
     """
     output = x.new_empty(x.shape[0], tensor.shape[0])
+    plain = _is_plain_byte(tensor)
     for first, block in row_blocks(tensor):
-        torch.mm(x, block.dequantize().t(), out=output[:, first : first + block.shape[0]])
+        decoded = (block.codes() - _ZERO).view(torch.int8).float() if plain else block.dequantize()
+        torch.mm(x, decoded.t(), out=output[:, first : first + block.shape[0]])
+    if plain:
+        output.mul_(tensor.scale.view(-1))
     return output if bias is None else output.add_(bias)
+
+
+def _is_plain_byte(tensor: QuantizedTensor) -> bool:
+    """Whether the codes are bytes around 128 that one factor per output makes the weight, as of word embeddings."""
+    scheme = tensor.scheme
+    uniform = scheme.symmetric and scheme.codebook_shared is None and scheme.offset == _ZERO
+    return uniform and scheme.granularity != "group" and tensor.outlier_value is None
 
 
 def row_blocks(tensor: QuantizedTensor) -> Iterator[tuple[int, QuantizedTensor]]:
