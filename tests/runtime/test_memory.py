@@ -8,16 +8,16 @@ import lowbit
 from lowbit.checkpoint import load_tokenizer
 from lowbit.demo import minilm_folder
 from lowbit.errors import UnsupportedModelError
-from lowbit.kernels import has_int8, int8_limit
+from lowbit.kernels import has_scratch, scratch_limit
 from lowbit.nn import QuantLinear, TiedQuantLinear
 from lowbit.qtensor import quantize_tensor
 from lowbit.runtime import memory
-from lowbit.runtime.memory import BlockLinear, Int8Linear, prepare_memory
+from lowbit.runtime.memory import BlockLinear, ScratchLinear, prepare_memory
 from lowbit.scheme import Scheme
 from tests.models import output, tiny_model
 from tests.tiny import BACKBONES, OTHER_BACKBONES
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="oneDNN has no int8 product here")
+needs_int8 = pytest.mark.skipif(not has_scratch(), reason="oneDNN has no int8 product here")
 GENERATORS = ("opt", "gpt2", "t5", "bart", "llama")
 
 
@@ -42,8 +42,8 @@ def test_every_architecture_computes_nearly_the_same(tiny, arch):
 @pytest.mark.parametrize("recipe", ["w2", "w3", "w4", "w8", "w4t", "w4a8", "w4o0"])
 def test_uniform_codes_become_int8(tiny, recipe):
     loaded, prepared = pair(tiny, "bert", recipe)
-    kinds = [type(module) for module in prepared.modules() if isinstance(module, Int8Linear | BlockLinear)]
-    assert kinds.count(Int8Linear) >= 6
+    kinds = [type(module) for module in prepared.modules() if isinstance(module, ScratchLinear | BlockLinear)]
+    assert kinds.count(ScratchLinear) >= 6
     assert cosine(output(loaded), output(prepared)) > 0.998
 
 
@@ -58,7 +58,7 @@ def test_uniform_codes_become_int8(tiny, recipe):
 )
 def test_other_codes_are_decoded_in_blocks_and_change_nothing(tiny, scheme):
     loaded, prepared = pair(tiny, "bert", {"scheme": scheme})
-    assert not any(isinstance(module, Int8Linear) for module in prepared.modules())
+    assert not any(isinstance(module, ScratchLinear) for module in prepared.modules())
     torch.testing.assert_close(output(prepared), output(loaded), rtol=1e-4, atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_a_row_with_a_huge_outlier_is_kept_in_float():
     model = lowbit_linear_model(huge=True)
     prepared = prepare_memory(copy.deepcopy(model))
     layer = prepared.bert.encoder.layer[0].intermediate.dense
-    assert isinstance(layer, Int8Linear)
+    assert isinstance(layer, ScratchLinear)
     assert layer.apart.tolist() == [5]
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     expected = model.bert.encoder.layer[0].intermediate.dense(x)
@@ -104,7 +104,7 @@ def test_narrow_codes_keep_their_step_sizes(tiny, recipe):
     name = "encoder.layer.0.output.dense"
     stored, layer = loaded.get_submodule(name), prepared.get_submodule(name)
     exact = stored.tensor.dequantize()
-    limit = int8_limit() * layer.scale[:, None]
+    limit = scratch_limit() * layer.scale[:, None]
     eye = torch.eye(layer.in_features)
     found = (layer(eye) - stored.bias).t()
     dense = torch.ones(exact.numel(), dtype=torch.bool)
@@ -118,7 +118,7 @@ def test_narrow_codes_keep_their_step_sizes(tiny, recipe):
 @pytest.mark.parametrize("arch", ["bert", "opt", "t5"])
 def test_shapes_of_inputs(tiny, arch):
     loaded, prepared = pair(tiny, arch)
-    layers = [name for name, module in prepared.named_modules() if isinstance(module, Int8Linear | BlockLinear)]
+    layers = [name for name, module in prepared.named_modules() if isinstance(module, ScratchLinear | BlockLinear)]
     for name in (layers[0], layers[-1]):
         one, other = loaded.get_submodule(name), prepared.get_submodule(name)
         for shape in ((1, 1), (0, 3), (2, 0), (1, 512), (7,), ()):

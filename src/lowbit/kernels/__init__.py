@@ -3,31 +3,31 @@
 from lowbit.kernels.activations import round_tokens
 from lowbit.kernels.blocks import block_linear, row_blocks
 from lowbit.kernels.cache import WeightCache
-from lowbit.kernels.int8 import (
+from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
+from lowbit.kernels.scratch import (
     PackedWeight,
-    has_int8,
-    int8_limit,
-    int8_linear,
-    int8_linear_reference,
-    pack_int8,
+    has_scratch,
+    pack_scratch,
+    scratch_limit,
+    scratch_linear,
+    scratch_linear_reference,
     token_codes,
 )
-from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 
 __all__ = [
     "PackedWeight",
     "WeightCache",
     "block_linear",
     "dense_scale_gradient",
-    "has_int8",
-    "int8_limit",
-    "int8_linear",
-    "int8_linear_reference",
+    "has_scratch",
     "outlier_gradient",
-    "pack_int8",
+    "pack_scratch",
     "quant_linear",
     "round_tokens",
     "row_blocks",
     "scale_gradient",
+    "scratch_limit",
+    "scratch_linear",
+    "scratch_linear_reference",
     "token_codes",
 ]

@@ -10,12 +10,12 @@ from lowbit.errors import UnsupportedModelError
 from lowbit.kernels import (
     PackedWeight,
     block_linear,
-    has_int8,
-    int8_limit,
-    int8_linear,
-    pack_int8,
+    has_scratch,
+    pack_scratch,
     round_tokens,
     row_blocks,
+    scratch_limit,
+    scratch_linear,
 )
 from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear
 from lowbit.qtensor import QuantizedTensor
@@ -60,7 +60,7 @@ class _Linear(nn.Module):
         return torch.empty(self.out_features, self.in_features, device="meta")
 
 
-class Int8Linear(_Linear):
+class ScratchLinear(_Linear):
     """``y = x W^T + b`` by an int8 product; rows that int8 does not hold well are computed in float.
 
     ``scale`` float32 [out]; ``apart`` int64 [rows] and ``apart_weight`` float32 [rows, in].
@@ -83,7 +83,7 @@ class Int8Linear(_Linear):
         """``x`` [..., in] to [..., out], in its dtype."""
         rows = x.reshape(-1, self.in_features).float()
         bias = None if self.bias is None else self.bias.float()
-        output = int8_linear(rows, self.packed, self.scale, bias)
+        output = scratch_linear(rows, self.packed, self.scale, bias)
         if self.apart.numel():
             output[:, self.apart] = nn.functional.linear(
                 rows, self.apart_weight, None if bias is None else bias[self.apart]
@@ -110,10 +110,10 @@ class BlockLinear(_Linear):
         return output.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
 
-def _int8(module: QuantLinear) -> Int8Linear | None:
+def _int8(module: QuantLinear) -> ScratchLinear | None:
     """The module as an int8 product; None where its codes are not uniform, or int8 does not hold them well."""
     scheme, tensor = module.scheme, module.tensor
-    if not (has_int8() and scheme.symmetric and scheme.codebook_shared is None and scheme.granularity != "group"):
+    if not (has_scratch() and scheme.symmetric and scheme.codebook_shared is None and scheme.granularity != "group"):
         return None
     parts = [_int8_rows(block) for _, block in row_blocks(tensor)]
     codes, scale, error = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -122,8 +122,8 @@ def _int8(module: QuantLinear) -> Int8Linear | None:
         return None
     if len(apart):
         codes[apart] = 0
-    packed = pack_int8(codes, scheme.bits if scheme.bits <= _NARROW else 8, odd=_is_odd(scheme))
-    return Int8Linear(packed, scale, module.bias, apart, tensor.dequantize()[apart])
+    packed = pack_scratch(codes, scheme.bits if scheme.bits <= _NARROW else 8, odd=_is_odd(scheme))
+    return ScratchLinear(packed, scale, module.bias, apart, tensor.dequantize()[apart])
 
 
 def _int8_rows(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -132,7 +132,7 @@ def _int8_rows(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, tor
     Up to 4 bits the step sizes are its own (half of them for ``midrise``), so only outliers change. Wider codes need a
     step by which the largest weight of the row fits.
     """
-    dense, limit = tensor.dequantize(), int8_limit()
+    dense, limit = tensor.dequantize(), scratch_limit()
     if tensor.scheme.bits <= _NARROW:
         step = (tensor.scale / (2 if _is_odd(tensor.scheme) else 1)).expand(dense.shape[0], 1)
     else:

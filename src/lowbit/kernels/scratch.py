@@ -44,7 +44,7 @@ class PackedWeight:
         return int(planes) + self.place.nbytes + self.value.nbytes
 
 
-def has_int8() -> bool:
+def has_scratch() -> bool:
     """Whether torch can multiply int8 by oneDNN here, and shows where a packed weight lies."""
     return bool(
         torch.backends.mkldnn.is_available()
@@ -53,7 +53,7 @@ def has_int8() -> bool:
     )
 
 
-def int8_limit() -> int:
+def scratch_limit() -> int:
     """Largest magnitude of a weight's code that no processor instruction saturates on.
 
     Without VNNI two products of an 8-bit activation and a weight are added in 16 bits: 2 x 255 x 63 still fits.
@@ -61,7 +61,7 @@ def int8_limit() -> int:
     return 127 if torch.cpu._is_vnni_supported() else 63
 
 
-def pack_int8(codes: torch.Tensor, bits: int, *, odd: bool = False) -> PackedWeight:
+def pack_scratch(codes: torch.Tensor, bits: int, *, odd: bool = False) -> PackedWeight:
     """Pack an int8 weight [out, in], most of whose elements fit ``bits`` bits, or are ``odd`` and fit one bit more."""
     shape = (codes.shape[0], codes.shape[1])
     packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
@@ -77,9 +77,11 @@ def pack_int8(codes: torch.Tensor, bits: int, *, odd: bool = False) -> PackedWei
     return PackedWeight(shape, bits, odd, pack_planes(elements, bits), place.int(), raw[place])
 
 
-def int8_linear(x: torch.Tensor, weight: PackedWeight, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def scratch_linear(
+    x: torch.Tensor, weight: PackedWeight, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """``x`` float32 [tokens, in], rounded to 8 bits per token, times the weight, whose rows are multiplied by ``scale``
-    float32 [out], plus ``bias`` [out]: float32 [tokens, out]. Reference: :func:`int8_linear_reference`.
+    float32 [out], plus ``bias`` [out]: float32 [tokens, out]. Reference: :func:`scratch_linear_reference`.
     """
     if not x.numel():
         return x.new_empty(x.shape[0], weight.shape[0])
@@ -91,10 +93,10 @@ def int8_linear(x: torch.Tensor, weight: PackedWeight, scale: torch.Tensor, bias
     return product.mul_(step) if bias is None else torch.addcmul(bias, product, step)
 
 
-def int8_linear_reference(
+def scratch_linear_reference(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """What :func:`int8_linear` computes, in float64, from int8 ``codes`` [out, in]; returns float32 [tokens, out]."""
+    """What :func:`scratch_linear` computes, in float64, from int8 ``codes`` [out, in]; returns float32 [tokens, out]."""
     inputs, step = token_codes(x)
     product = ((inputs.double() - _ZERO) @ codes.double().t()) * step * scale
     return (product if bias is None else product + bias).float()
