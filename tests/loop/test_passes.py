@@ -10,7 +10,16 @@ from lowbit.adapter import load_classifier
 from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode
 from lowbit.errors import DataError, SchemeError
-from lowbit.loop import check_lengths, check_sizes, default_device, isolated_rng, length_order, predict_logits, use_bf16
+from lowbit.loop import (
+    batches,
+    check_lengths,
+    check_sizes,
+    default_device,
+    isolated_rng,
+    length_order,
+    predict_logits,
+    use_bf16,
+)
 from tests.models import tiny_model
 from tests.tiny import BACKBONES, random_states, toy_rows
 
@@ -86,6 +95,26 @@ def test_length_order_is_a_stable_permutation_longest_first(lengths):
     order = length_order([{"input_ids": [0] * length} for length in lengths])
     assert sorted(order) == list(range(len(lengths)))
     assert [(-lengths[row], row) for row in order] == sorted((-lengths[row], row) for row in order)
+
+
+@given(st.lists(st.integers(0, 1500), max_size=60))
+def test_a_batch_has_as_many_rows_as_its_tokens_allow(lengths):
+    found = list(batches([{"input_ids": range(length)} for length in lengths], None))
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
+    previous = 1500
+    for number, batch in enumerate(found):
+        longest = max(lengths[row] for row in batch)
+        assert longest <= previous
+        assert len(batch) == 1 or len(batch) * longest <= 1024
+        if number < len(found) - 1:
+            assert (len(batch) + 1) * longest > 1024  # one row more would not have fitted
+        previous = min(lengths[row] for row in batch)
+
+
+def test_a_fixed_number_of_rows_is_kept():
+    found = list(batches([{"input_ids": range(length)} for length in (3, 2000, 5, 4, 1)], 2))
+    assert found == [[1, 2], [3, 0], [4]]
+    assert list(batches([], 2)) == list(batches([], None)) == []
 
 
 @pytest.fixture(scope="module")

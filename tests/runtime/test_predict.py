@@ -89,7 +89,7 @@ def test_the_maximum_length_is_the_adapters_unless_given(tiny, loaded):
 
 
 def test_input_is_read_as_it_is_needed(loaded, monkeypatch):
-    monkeypatch.setitem(predict_function.__globals__, "_CHUNK", 2)
+    monkeypatch.setitem(predict_function.__globals__, "_AHEAD", 6)
     read = []
 
     def endless():
@@ -97,7 +97,7 @@ def test_input_is_read_as_it_is_needed(loaded, monkeypatch):
             read.append(number)
             yield f"{'good' if number % 2 else 'bad'} film {'very ' * (number % 5)}"
 
-    answers = lowbit.predict(loaded()[0], endless(), adapter=loaded()[1], batch_size=3)
+    answers = lowbit.predict(loaded()[0], endless(), adapter=loaded()[1])
     assert read == []
     found = [next(answers) for _ in range(8)]
     assert len(read) == 12

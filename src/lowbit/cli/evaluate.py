@@ -37,7 +37,8 @@ def evaluate(
     ] = None,
     seed: options.Seed = 0,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Rows (default 32) or windows (8) per batch.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Rows (default: by their tokens) or windows (8) per batch."),
     ] = None,
     max_length: options.MaxLength = None,
     json: options.Json = False,
@@ -67,7 +68,7 @@ def evaluate(
     data = options.evaluation_data(model, adapter, task, data_dir, evaluation, columns, split)
     with progress("evaluate") as update:
         scores = lowbit.evaluate(
-            model, data, adapter=adapter, batch_size=batch_size or 32, max_length=max_length, progress=update
+            model, data, adapter=adapter, batch_size=batch_size, max_length=max_length, progress=update
         )
     if json:
         print_json({"task": data.name, "primary": data.primary, "metrics": scores})

@@ -25,6 +25,9 @@ Adapter = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per batch.")]
+RowsAtOnce = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Rows per batch; default: as many as have 1,024 tokens.")
+]
 StepRows = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one step, over all processes.")]
 Warmup = Annotated[float, typer.Option("--warmup", help="Part of the steps in which the rates rise.")]
 Schedule = Annotated[

@@ -28,7 +28,7 @@ def predict(
     ] = None,
     text: options.TextColumn = None,
     text_pair: options.PairColumn = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: options.RowsAtOnce = None,
     max_length: options.MaxLength = None,
     json: options.Json = False,
 ) -> None:

@@ -17,7 +17,7 @@ def evaluate(
     data: TaskData,
     *,
     adapter: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     max_length: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:

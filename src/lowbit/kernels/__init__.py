@@ -1,11 +1,21 @@
 """Execution of quantized tensors: each kernel stands beside the reference it is tested against."""
 
 from lowbit.kernels.activations import note_origin, round_tokens
+from lowbit.kernels.blocks import block_linear, row_blocks
 from lowbit.kernels.cache import WeightCache
 from lowbit.kernels.fold import Folded, Rest, fold, fold_values
 from lowbit.kernels.int8 import ACTIVATIONS, KERNELS, Int8Weight, Kernel, best_kernel, int8_linear, pack_weight
 from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 from lowbit.kernels.native import absence as kernels_absence
+from lowbit.kernels.scratch import (
+    PackedWeight,
+    has_scratch,
+    pack_scratch,
+    scratch_limit,
+    scratch_linear,
+    scratch_linear_reference,
+    token_codes,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -13,18 +23,27 @@ __all__ = [
     "Folded",
     "Int8Weight",
     "Kernel",
+    "PackedWeight",
     "Rest",
     "WeightCache",
     "best_kernel",
+    "block_linear",
     "dense_scale_gradient",
     "fold",
     "fold_values",
+    "has_scratch",
     "int8_linear",
     "kernels_absence",
     "note_origin",
     "outlier_gradient",
+    "pack_scratch",
     "pack_weight",
     "quant_linear",
     "round_tokens",
+    "row_blocks",
     "scale_gradient",
+    "scratch_limit",
+    "scratch_linear",
+    "scratch_linear_reference",
+    "token_codes",
 ]

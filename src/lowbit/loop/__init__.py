@@ -3,6 +3,7 @@
 from lowbit.loop.passes import (
     PRECISIONS,
     Progress,
+    batches,
     check_lengths,
     check_sizes,
     default_device,
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "SavedRun",
     "TrainingState",
+    "batches",
     "check_lengths",
     "check_sizes",
     "default_device",

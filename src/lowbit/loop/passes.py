@@ -16,6 +16,7 @@ from lowbit.calibration import evaluating
 from lowbit.errors import DataError, SchemeError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+_TOKENS = 1024  # a batch; on CPUs larger ones leave the caches, and smaller ones the threads idle
 Progress = Callable[[int, int, str], None]
 
 
@@ -56,6 +57,19 @@ def length_order(features: Sequence[dict[str, Any]]) -> list[int]:
     return sorted(range(len(features)), key=lambda row: (-len(features[row]["input_ids"]), row))
 
 
+def batches(features: Sequence[dict[str, Any]], batch_size: int | None) -> Iterator[list[int]]:
+    """Indices of the rows in batches of similar lengths, longest first: each row once.
+
+    ``batch_size`` rows a batch, or, where it is None, as many as its padded rows have at most 1,024 tokens; a
+    longer row is a batch of its own.
+    """
+    order = length_order(features)
+    while order:
+        size = batch_size or max(_TOKENS // max(len(features[order[0]]["input_ids"]), 1), 1)
+        yield order[:size]
+        order = order[size:]
+
+
 def check_lengths(model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
     """Raise :class:`DataError` where a tokenized row is longer than the model has positions."""
     positions = position_limit(model)
@@ -66,9 +80,9 @@ def check_lengths(model: PreTrainedModel, features: Sequence[dict[str, Any]]) ->
         raise DataError(f"a row has {longest} tokens, the model takes {positions}; lower the maximum length to that")
 
 
-def check_sizes(batch_size: int, max_length: int | None) -> None:
+def check_sizes(batch_size: int | None, max_length: int | None) -> None:
     """Raise :class:`SchemeError` for a batch size or maximum length that is not positive."""
-    if batch_size < 1 or (max_length is not None and max_length < 1):
+    if any(size is not None and size < 1 for size in (batch_size, max_length)):
         raise SchemeError(f"batch size {batch_size} and maximum length {max_length} must be positive")
 
 
@@ -78,27 +92,30 @@ def predict_logits(
     tokenizer: PreTrainedTokenizerBase,
     features: Sequence[dict[str, Any]],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Logits float32 [rows, labels] of tokenized rows, in their order; the model's mode is left as it was."""
+    """Logits float32 [rows, labels] of tokenized rows, in their order; the model's mode is left as it was.
+
+    :func:`batches` says what stands together in a batch.
+    """
     check_lengths(model, features)
     device = model.device
     collate = DataCollatorWithPadding(tokenizer)
-    order = length_order(features)
+    order: list[int] = []
     logits: list[torch.Tensor] = []
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
+        for chosen in batches(features, batch_size):
             if progress is not None:
-                progress(start, len(order), "rows")
-            chosen = order[start : start + batch_size]
+                progress(len(order), len(features), "rows")
             rows = [{k: v for k, v in features[row].items() if k != "labels"} for row in chosen]
             batch = collate(rows).to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device)):
                 logits.append(model(**batch).logits.float().cpu())
+            order += chosen
     if progress is not None:
-        progress(len(order), len(order), "rows")
+        progress(len(order), len(features), "rows")
     sorted_logits = torch.cat(logits)
     restored = torch.empty_like(sorted_logits)
     restored[torch.tensor(order)] = sorted_logits

@@ -14,7 +14,7 @@ from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import Examples, encode
 from lowbit.loop import check_sizes, default_device, predict_logits
 
-_CHUNK = 64  # batches read ahead, within which rows are sorted by length
+_AHEAD = 2048  # rows read ahead, within which they are sorted by length
 
 Text = str | tuple[str, str]
 
@@ -24,13 +24,14 @@ def predict(
     texts: Iterable[Text],
     *,
     adapter: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     max_length: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One result a text, or pair of texts, in input order; input may be longer than memory.
 
     Classification gives ``label``, ``score`` and ``probabilities`` by label; regression gives ``value``. A model
-    without a classification head raises :class:`UnsupportedModelError`.
+    without a classification head raises :class:`UnsupportedModelError`. Rows of similar length are run together, by
+    default as many as have about 1,024 tokens, else ``batch_size``.
     """
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
@@ -43,10 +44,14 @@ def predict(
 
 
 def _stream(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], batch_size: int, length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[Text],
+    batch_size: int | None,
+    length: int,
 ) -> Iterator[dict[str, Any]]:
     remaining = iter(texts)
-    while chunk := list(itertools.islice(remaining, _CHUNK * batch_size)):
+    while chunk := list(itertools.islice(remaining, _AHEAD)):
         features = encode(_examples(chunk), tokenizer, length)
         logits = predict_logits(model, tokenizer, features, batch_size=batch_size)
         if model.config.problem_type == "regression" or logits.shape[1] == 1:

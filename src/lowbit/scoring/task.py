@@ -19,7 +19,7 @@ def score_model(
     data: TaskData,
     *,
     max_length: int = 128,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:

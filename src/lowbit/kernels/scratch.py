@@ -1,0 +1,135 @@
+"""An int8 product over a weight that stays in few bits: unpacked into one scratch weight just before it is used."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowbit.kernels.planes import pack_planes, unpack_planes
+
+_ZERO = 128  # the code of an activation that stands for 0
+_LARGEST = 127
+_FULL = 8  # bits
+_TINY = 2.0**-100  # a token of zeros needs some step
+_scratch = threading.local()  # weights by shape; each thread has its own, so that models can run side by side
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """An int8 weight [out, in] as the kernel orders its bytes, compressed.
+
+    ``planes`` int8, flat: every byte in ``bits`` bits. A byte is the element itself, or, where ``odd``, twice the
+    element plus one, for levels without a zero. ``place`` int32 and ``value`` int8 [exceptions]: the bytes that do not
+    fit, outliers and whatever the kernel adds to a weight. At 8 bits ``planes`` is what the kernel takes, as it is.
+    """
+
+    shape: tuple[int, int]
+    bits: int
+    odd: bool
+    planes: torch.Tensor
+    place: torch.Tensor
+    value: torch.Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        return self  # it never changes, and what the kernel takes cannot be copied
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes."""
+        planes = torch.ops.mkldnn._nbytes(self.planes) if self.bits == _FULL else self.planes.nbytes
+        return int(planes) + self.place.nbytes + self.value.nbytes
+
+
+def has_scratch() -> bool:
+    """Whether torch can multiply int8 by oneDNN here, and shows where a packed weight lies."""
+    return bool(
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.onednn, "qlinear_pointwise")
+        and hasattr(torch.ops.mkldnn, "data_ptr")
+    )
+
+
+def scratch_limit() -> int:
+    """Largest magnitude of a weight's code that no processor instruction saturates on.
+
+    Without VNNI two products of an 8-bit activation and a weight are added in 16 bits: 2 x 255 x 63 still fits.
+    """
+    return 127 if torch.cpu._is_vnni_supported() else 63
+
+
+def pack_scratch(codes: torch.Tensor, bits: int, *, odd: bool = False) -> PackedWeight:
+    """Pack an int8 weight [out, in], most of whose elements fit ``bits`` bits, or are ``odd`` and fit one bit more."""
+    shape = (codes.shape[0], codes.shape[1])
+    packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    if bits == _FULL:
+        return PackedWeight(shape, bits, False, packed, torch.empty(0, dtype=torch.int32), codes.new_empty(0))
+    raw = _bytes_of(packed)
+    elements = raw - 1 >> 1 if odd else raw.clone()
+    misfit = (elements < -(2 ** (bits - 1))) | (elements >= 2 ** (bits - 1))
+    if odd:
+        misfit |= raw & 1 == 0
+    place = misfit.nonzero()[:, 0]
+    elements[place] = 0
+    return PackedWeight(shape, bits, odd, pack_planes(elements, bits), place.int(), raw[place])
+
+
+def scratch_linear(
+    x: torch.Tensor, weight: PackedWeight, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``x`` float32 [tokens, in], rounded to 8 bits per token, times the weight, whose rows are multiplied by ``scale``
+    float32 [out], plus ``bias`` [out]: float32 [tokens, out]. Reference: :func:`scratch_linear_reference`.
+    """
+    if not x.numel():
+        return x.new_empty(x.shape[0], weight.shape[0])
+    codes, step = token_codes(x)
+    no_offset = torch.zeros_like(scale, dtype=torch.int32)
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, _ZERO, _unpacked(weight), scale, no_offset, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product.mul_(step) if bias is None else torch.addcmul(bias, product, step)
+
+
+def scratch_linear_reference(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What :func:`scratch_linear` computes, in float64, of int8 ``codes`` [out, in]; returns float32 [tokens, out]."""
+    inputs, step = token_codes(x)
+    product = ((inputs.double() - _ZERO) @ codes.double().t()) * step * scale
+    return (product if bias is None else product + bias).float()
+
+
+def token_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes uint8 [tokens, in] around 128 and step sizes float32 [tokens, 1] of ``x`` float32 [tokens, in].
+
+    ``(codes - 128) * step`` is what :func:`lowbit.kernels.round_tokens` gives.
+    """
+    step = x.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(_LARGEST)
+    signed = (x / step).round_().to(torch.int8)  # a conversion to uint8 takes three times as long
+    return signed.bitwise_xor_(-_ZERO).view(torch.uint8), step
+
+
+def _unpacked(weight: PackedWeight) -> torch.Tensor:
+    """The weight as the kernel takes it; it holds until this thread unpacks the next one of the same shape."""
+    if weight.bits == _FULL:
+        return weight.planes
+    weights: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = _scratch.__dict__.setdefault("weights", {})
+    if weight.shape not in weights:
+        packed = torch.ops.onednn.qlinear_prepack(torch.zeros(weight.shape, dtype=torch.int8), None)
+        weights[weight.shape] = packed, _bytes_of(packed)
+    packed, raw = weights[weight.shape]
+    unpack_planes(weight.planes, weight.bits, raw)
+    if weight.odd:
+        raw.mul_(2).add_(1)
+    raw.scatter_(0, weight.place.long(), weight.value)
+    return packed
+
+
+def _bytes_of(packed: torch.Tensor) -> torch.Tensor:
+    """The memory of a packed weight as flat int8; it must not outlive ``packed``."""
+    size = torch.ops.mkldnn._nbytes(packed)
+    memory = (ctypes.c_int8 * size).from_address(torch.ops.mkldnn.data_ptr(packed))
+    return torch.frombuffer(memory, dtype=torch.int8)
