@@ -19,7 +19,7 @@ from lowbit.loop import isolated_rng
 from lowbit.runtime.openvino import graph as graphs
 from lowbit.runtime.openvino.inputs import choose_grid, observe
 from lowbit.runtime.openvino.model import Signature, compile_graph, core, wrap
-from lowbit.runtime.openvino.weights import code_limit, table_codes
+from lowbit.runtime.openvino.weights import saturates, table_codes
 
 _GENERATED_BATCHES = 4
 _RANDOM_LENGTHS = (4, 12, 20)
@@ -49,28 +49,27 @@ def prepare_openvino(model: PreTrainedModel, calibration: Calibration | None = N
         graph = graphs.trace(twin, example, outputs, options)
         _check(graph, twin, _example(model, names, rows=3, length=5), outputs, options)
     seen = observe(twin, linears, batches)
-    limit = code_limit()
+    spare = saturates()
     chosen: dict[tuple[str, ...], Any] = {}
     for group in graphs.shared_inputs(graph, linears):
         paths = tuple(sorted(group))
         if paths not in chosen:
-            chosen[paths] = choose_grid({path: linears[path] for path in paths}, seen, limit)
+            chosen[paths] = choose_grid({path: linears[path] for path in paths}, seen, spare=spare)
         graphs.put_linears(group, *chosen[paths])
     for path, tensor in tables.items():
         found = table_codes(tensor)
         if found is not None:
             graphs.put_table(graph, path, *found)
     graph.validate_nodes_and_infer_types()
-    signature = Signature(type(model).__name__, kind, tuple(names), tuple(outputs), limit, model_fingerprint(model))
+    signature = Signature(type(model).__name__, kind, tuple(names), tuple(outputs), spare, model_fingerprint(model))
     prepared: PreTrainedModel = wrap(type(model), model.config, graph, signature)
     prepared.name_or_path = model.name_or_path
     return prepared
 
 
-def calibration_batches(
-    model: PreTrainedModel, calibration: Calibration | None, names: Sequence[str]
-) -> list[Batch]:
+def calibration_batches(model: PreTrainedModel, calibration: Calibration | None, names: Sequence[str]) -> list[Batch]:
     """Calibration data as batches with exactly the inputs ``names``."""
+    found: Sequence[Any]
     if calibration is None:
         found = _generated(model)
     else:
@@ -150,10 +149,10 @@ def _check(
         found, wanted = torch.from_numpy(request.get_tensor(name).data.copy()), expected[name].float()
         if found.shape == wanted.shape and wanted.shape[:2] == kept.shape:
             found, wanted = found[kept], wanted[kept]
-        if found.shape != wanted.shape or float((found - wanted).abs().max()) > _TOLERANCE * (1 + float(wanted.abs().max())):
+        if found.shape != wanted.shape or float((found - wanted).abs().max()) > _TOLERANCE * (
+            1 + float(wanted.abs().max())
+        ):
             raise UnsupportedModelError(
                 f"OpenVINO's graph of {type(twin).__name__} computes another {name} than the model; "
                 "use the backend `torch`"
             )
-
-

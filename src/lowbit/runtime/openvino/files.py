@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lowbit.checkpoint import atomic_directory, copy_side_files, read_config
 from lowbit.errors import CheckpointError, UnsupportedModelError
 from lowbit.runtime.openvino.model import OpenVinoModel, Signature, core, wrap
-from lowbit.runtime.openvino.weights import code_limit
+from lowbit.runtime.openvino.weights import saturates
 
 INFO_FILE = "openvino.json"
 _GRAPH, _WEIGHTS = "openvino_model.xml", "openvino_model.bin"
@@ -33,8 +33,9 @@ def save_openvino(model: PreTrainedModel, output: str | Path) -> Path:
     with atomic_directory(output) as partial:
         openvino.save_model(model.graph, partial / _GRAPH, compress_to_fp16=False)
         model.config.save_pretrained(partial)
-        if model.name_or_path and Path(model.name_or_path).is_dir():
-            copy_side_files(Path(model.name_or_path), partial)
+        source = model.config.name_or_path
+        if source and Path(source).is_dir():
+            copy_side_files(Path(source), partial)
         sums = {name: _checksum(partial / name) for name in (_GRAPH, _WEIGHTS)}
         info = {
             "version": _VERSION,
@@ -59,7 +60,7 @@ def load_openvino(folder: str | Path) -> PreTrainedModel:
             raise CheckpointError(f"{folder / name} is missing or differs from its checksum; prepare the model again")
     values = info["signature"]
     signature = Signature(**{**values, "inputs": tuple(values["inputs"]), "outputs": tuple(values["outputs"])})
-    if signature.limit > code_limit():
+    if saturates() and not signature.spares:
         raise CheckpointError(
             f"{folder} was prepared on a machine with VNNI instructions, without which its products would overflow; "
             "prepare the model on this machine"
@@ -67,7 +68,7 @@ def load_openvino(folder: str | Path) -> PreTrainedModel:
     model_class = getattr(transformers, signature.model_class)
     graph = core().read_model(folder / _GRAPH)
     loaded: PreTrainedModel = wrap(model_class, read_config(folder), graph, signature)
-    loaded.name_or_path = str(folder)
+    loaded.config.name_or_path = loaded.name_or_path = str(folder)
     return loaded
 
 
@@ -84,7 +85,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format version {version!r}, this lowbit reads {_VERSION}; prepare again")
     if set(sums) != {_GRAPH, _WEIGHTS} or set(signature) != set(Signature.__dataclass_fields__):
         raise CheckpointError(f"{path} is damaged: it names other files or fields; prepare the model again")
-    return info  # type: ignore[no-any-return]
+    found: dict[str, Any] = info
+    return found
 
 
 def _checksum(path: Path) -> str:

@@ -35,7 +35,9 @@ class FloatTable(nn.Module):
         return rows if self.embed_scale == 1.0 else rows * self.embed_scale
 
 
-def float_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, QuantizedTensor], dict[str, QuantizedTensor]]:
+def float_twin(
+    model: PreTrainedModel,
+) -> tuple[PreTrainedModel, dict[str, QuantizedTensor], dict[str, QuantizedTensor]]:
     """A float copy of ``model``, and by path the payloads of its linears and of its tables."""
     twin = copy.deepcopy(model).eval()
     linears, tables = {}, {}
@@ -73,14 +75,17 @@ class _Traced(nn.Module):
         return tuple(found[name] for name in self._outputs)
 
 
-def trace(twin: PreTrainedModel, example: Mapping[str, torch.Tensor], outputs: list[str], options: dict[str, Any]) -> Any:
+def trace(
+    twin: PreTrainedModel, example: Mapping[str, torch.Tensor], outputs: list[str], options: dict[str, Any]
+) -> Any:
     """The float model as an OpenVINO model of dynamic batch and length; inputs and outputs have their names."""
     import openvino
 
     traced = _Traced(twin, list(example), outputs, options)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, on Python values: what it made is compared with the model
-        graph = openvino.convert_model(traced, example_input=tuple(example.values()))
+        script = torch.jit.trace(traced, tuple(example.values()), check_trace=False, strict=False)
+        graph = openvino.convert_model(script, example_input=tuple(example.values()))
     if len(graph.inputs) != len(example) or len(graph.outputs) != len(outputs):
         raise UnsupportedModelError(
             f"OpenVINO's graph of {type(twin).__name__} lacks inputs or outputs; use the backend `torch`"
@@ -114,8 +119,8 @@ def shared_inputs(graph: Any, linears: Mapping[str, QuantizedTensor]) -> list[di
     return list(groups.values())
 
 
-def put_linears(group: dict[str, list[Any]], grid: Grid, folded: Folded) -> None:
-    """Make the products of one group integer ones: inputs on the grid, weights as codes times row steps."""
+def put_linears(group: dict[str, list[Any]], grid: Grid, folded: Mapping[str, Folded]) -> None:
+    """Make the products of one group integer ones: inputs on the grid, weights as codes, outputs shifted."""
     from openvino import opset13
 
     source = next(iter(group.values()))[0].input_value(0)
@@ -126,10 +131,14 @@ def put_linears(group: dict[str, list[Any]], grid: Grid, folded: Folded) -> None
     low, high = (opset13.constant(np.float32(bound)) for bound in (grid.low, grid.high))
     inputs = opset13.fake_quantize(source, low, high, low, high, LEVELS).output(0)
     for path, nodes in group.items():
-        weight = _scaled(*folded[path])
+        weight, shift = _scaled(folded[path]), opset13.constant(folded[path].shift.numpy())
         for node in nodes:
             node.input(0).replace_source_output(inputs)
             node.input(1).replace_source_output(weight)
+            readers = node.output(0).get_target_inputs()
+            shifted = opset13.add(node, shift).output(0)
+            for reader in readers:
+                reader.replace_source_output(shifted)
 
 
 def put_table(graph: Any, path: str, codes: torch.Tensor, scale: torch.Tensor) -> None:
@@ -146,11 +155,11 @@ def put_table(graph: Any, path: str, codes: torch.Tensor, scale: torch.Tensor) -
                 target.replace_source_output(found)
 
 
-def _scaled(codes: torch.Tensor, scale: torch.Tensor) -> Any:
+def _scaled(folded: Folded) -> Any:
     from openvino import opset13
 
-    values = opset13.convert(opset13.constant(codes.numpy()), np.float32)
-    return opset13.multiply(values, opset13.constant(scale.numpy())).output(0)
+    values = opset13.convert(opset13.constant(folded.codes.numpy()), np.float32)
+    return opset13.multiply(values, opset13.constant(folded.scale.numpy())).output(0)
 
 
 def _path(node: Any) -> str:

@@ -17,6 +17,7 @@ from lowbit.runtime.openvino.weights import fold_columns
 LEVELS = 256
 _ROWS = 256  # input rows kept of a layer, over all batches
 _ROWS_OF_A_CALL = 32
+_MARGIN = 1.1  # what other inputs may exceed the ranges by: to be cut off costs more than a coarser step
 _RATIOS = (1, 2, 3, 4, 6, 8)  # how much the largest channels may be divided
 
 
@@ -43,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Grid:
-    """256 levels from ``low`` to ``high``, zero among them, for inputs whose channels are divided by ``divisors`` [in]."""
+    """256 levels from ``low`` to ``high``, zero among them; before, channels are divided by ``divisors`` [in]."""
 
     low: float
     high: float
@@ -93,35 +94,43 @@ def observe(model: PreTrainedModel, paths: Iterable[str], batches: Sequence[Batc
     return seen
 
 
-Folded = dict[str, tuple[torch.Tensor, torch.Tensor]]
+@dataclass(frozen=True)
+class Folded:
+    """A weight as ``codes`` int8 [out, in] times ``scale`` float32 [out, 1]; ``shift`` [out] is added to the outputs."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
 
 
 @torch.no_grad()
 def choose_grid(
-    tensors: dict[str, QuantizedTensor], seen: dict[str, Seen], limit: int
-) -> tuple[Grid, Folded]:
+    tensors: dict[str, QuantizedTensor], seen: dict[str, Seen], *, spare: bool
+) -> tuple[Grid, dict[str, Folded]]:
     """The grid for the one input that the layers ``tensors`` share, and their folded weights.
 
     Channels larger than the others by far would leave these few levels, so they are divided by whole numbers, and
     columns of the weight multiplied (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, which divides by any number):
     whole numbers keep the stored codes exact. How far this goes is chosen by the error of the outputs on the rows
-    that ``seen`` kept.
+    that ``seen`` kept; a shift of the outputs takes their mean error back. ``spare`` is that of ``fold_columns``.
     """
-    low = torch.stack([seen[path].low for path in tensors]).amin(0)
-    high = torch.stack([seen[path].high for path in tensors]).amax(0)
+    low = _MARGIN * torch.stack([seen[path].low for path in tensors]).amin(0)
+    high = _MARGIN * torch.stack([seen[path].high for path in tensors]).amax(0)
     rows = seen[next(iter(tensors))].sample()
     exact = {path: rows @ tensor.dequantize().t() for path, tensor in tensors.items()}
     largest = torch.maximum(-low, high)
-    best: tuple[float, Grid, Folded] | None = None
+    best: tuple[float, Grid, dict[str, Folded]] | None = None
     for ratio in _RATIOS:
         divisors = torch.ceil(largest * ratio / largest.max().clamp_min(1e-30)).clamp_min(1)
         grid = Grid.of(low, high, divisors)
-        folded = {path: fold_columns(tensor, limit, divisors) for path, tensor in tensors.items()}
         rounded = grid.round(rows)
-        error = sum(
-            float((rounded @ (codes * scale).t() - exact[path]).square().sum())
-            for path, (codes, scale) in folded.items()
-        )
+        error, folded = 0.0, {}
+        for path, tensor in tensors.items():
+            codes, scale = fold_columns(tensor, divisors, spare=spare)
+            missing = exact[path] - rounded @ (codes * scale).t()
+            shift = missing.mean(0)
+            error += float((missing - shift).square().sum())
+            folded[path] = Folded(codes, scale, shift)
         if best is None or error < best[0]:
             best = error, grid, folded
     assert best is not None

@@ -21,13 +21,14 @@ _IGNORED = ("use_cache", "output_attentions", "output_hidden_states")
 
 @dataclass(frozen=True)
 class Signature:
-    """What a compiled graph was made of: model class, its output class, names of inputs and outputs, code limit."""
+    """What a compiled graph was made of: model class, its output class, names of inputs and outputs,
+    whether its products fit machines that saturate, and the fingerprint of the model's weights."""
 
     model_class: str
     output_class: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    limit: int
+    spares: bool
     fingerprint: str
 
 
@@ -43,7 +44,7 @@ class OpenVinoModel:
         self._request = compile_graph(graph, self.threads).create_infer_request()
         self._lock = threading.Lock()
         self._output: type[ModelOutput] = output_class(type(self).__mro__[2], signature.output_class)
-        self._parameters_of_forward = inspect.signature(type(self).__mro__[2].forward)
+        self._parameters_of_forward = inspect.signature(type(self).forward)
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +67,9 @@ class OpenVinoModel:
         given |= given.pop("kwargs", {})
         as_mapping = given.pop("return_dict", None)
         feed = {name: given.pop(name, None) for name in self.signature.inputs}
-        refused = sorted(k for k, v in given.items() if v is not None and not (k in _IGNORED and (not v or k == "use_cache")))
+        refused = sorted(
+            k for k, v in given.items() if v is not None and not (k in _IGNORED and (not v or k == "use_cache"))
+        )
         if refused:
             raise UnsupportedModelError(
                 f"the OpenVINO layout takes {', '.join(self.signature.inputs)}, not {', '.join(refused)}; "

@@ -6,34 +6,42 @@ import torch
 
 from lowbit.qtensor import QuantizedTensor
 
-FULL, HALF = 127, 63
+LIMIT = 127
 
 
-def code_limit() -> int:
-    """The largest magnitude of a code with which this machine's integer products are exact.
+def saturates() -> bool:
+    """Whether this machine's integer products may overflow.
 
-    Without VNNI instructions they add two products of 8 bits in 16 bits and saturate there, so a code has 7 bits.
+    Without VNNI instructions they add the products of two neighbours, an input of 0 to 255 and a code each, in 16 bits.
     """
-    return FULL if torch.cpu._is_vnni_supported() else HALF
+    return not torch.cpu._is_vnni_supported()
 
 
-def fold_columns(tensor: QuantizedTensor, limit: int, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fold_columns(tensor: QuantizedTensor, columns: torch.Tensor, *, spare: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight [out, in] with its columns multiplied by the positive whole numbers ``columns`` float32 [in].
 
-    Returns codes int8 [out, in] of magnitude at most ``limit`` and step sizes float32 [out, 1]. Outliers are in place.
-    A row step s becomes s/k with k = floor(limit * s / max|w|), so that the stored codes stay exact and only outliers
-    are rounded. Rows without a step of their own (groups, codebooks), or with no k >= 1, get steps of max|w| / limit.
+    Returns codes int8 [out, in] and step sizes float32 [out, 1]. Outliers are in place. A row step s becomes s/k with
+    the largest whole k >= 1 that keeps all codes within 127, so that the stored codes stay exact and only outliers are
+    rounded. Rows without a step of their own (groups, codebooks), or without such a k, are rounded to the smallest
+    step that does so. ``spare`` also keeps the sum of two neighbouring codes of one sign within 128, which spares
+    saturating products; as outliers stand alone, this costs far less than codes of 7 bits.
     """
     weight = tensor.dequantize() * columns
-    largest = weight.abs().amax(dim=1, keepdim=True)
-    scale = largest / limit
+    largest = (_pair_sums(weight) if spare else weight.abs()).amax(dim=1, keepdim=True)
+    scale = largest / LIMIT
     scheme = tensor.scheme
     if scheme.codebook_shared is None and scheme.granularity != "group":
         step = tensor.scale * (0.5 if scheme.levels == "midrise" else 1.0)
-        parts = torch.floor(limit * step / largest * (1 + 1e-6))  # a code at the very limit keeps its k
+        parts = torch.floor(LIMIT * step / largest * (1 + 1e-6))  # a code at the very limit keeps its k
         scale = torch.where((parts >= 1) & parts.isfinite(), step / parts, scale)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (weight / scale).round_().clamp_(-limit, limit).to(torch.int8), scale
+    return (weight / scale).round_().clamp_(-LIMIT, LIMIT).to(torch.int8), scale
+
+
+def _pair_sums(weight: torch.Tensor) -> torch.Tensor:
+    """Of each two neighbours in a row [out, in] the sum of what is positive or of what is negative, if larger."""
+    pairs = torch.nn.functional.pad(weight, (0, weight.shape[1] % 2)).view(weight.shape[0], -1, 2)
+    return torch.maximum(pairs.clamp(min=0).sum(-1), -pairs.clamp(max=0).sum(-1))
 
 
 def table_codes(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor] | None:
