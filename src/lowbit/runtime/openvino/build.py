@@ -69,7 +69,7 @@ def prepare_openvino(model: PreTrainedModel, calibration: Calibration | None = N
 
 def calibration_batches(model: PreTrainedModel, calibration: Calibration | None, names: Sequence[str]) -> list[Batch]:
     """Calibration data as batches with exactly the inputs ``names``."""
-    found: Sequence[Any]
+    found: Any
     if calibration is None:
         found = _generated(model)
     else:
@@ -77,7 +77,7 @@ def calibration_batches(model: PreTrainedModel, calibration: Calibration | None,
         texts = [item for item in items if isinstance(item, str)]
         if texts and len(texts) < len(items):
             raise DataError("calibration holds texts and batches; give one kind")
-        found = text_inputs(model, load_tokenizer(Path(model.name_or_path)), texts) if texts else items
+        found = items if not texts else text_inputs(model, load_tokenizer(Path(model.name_or_path)), texts)
     if not found:
         raise DataError("calibration is empty; give at least one text or batch, or none at all for generated text")
     return [_completed(batch, names) for batch in found]

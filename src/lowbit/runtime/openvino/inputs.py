@@ -96,7 +96,7 @@ def observe(model: PreTrainedModel, paths: Iterable[str], batches: Sequence[Batc
 
 @dataclass(frozen=True)
 class Folded:
-    """A weight as ``codes`` int8 [out, in] times ``scale`` float32 [out, 1]; ``shift`` [out] is added to the outputs."""
+    """A weight: ``codes`` int8 [out, in] times ``scale`` float32 [out, 1]; ``shift`` [out] is added to the outputs."""
 
     codes: torch.Tensor
     scale: torch.Tensor
