@@ -103,6 +103,20 @@ def run_one(model, row):
     return model(input_ids=row[None]).logits[0]
 
 
+@pytest.mark.parametrize("recipe", ["w4g8", "w8"])
+def test_step_sizes_that_cannot_change_afterwards_are_folded_with_the_backbone(tiny, tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr("lowbit.runtime.latency.best_kernel", lambda: ("reference", "asked for"))
+    backbone = tiny.backbone("bert", None, recipe)
+    changes = options(scales=True, learning_rate=0.05)
+    folder = lowbit.tune(backbone, tmp_path / "scales", toy_data(seed=3), options=changes).path
+    expected = output(lowbit.load(backbone, folder))
+    model = prepare(lowbit.load(backbone, folder), backend="torch")
+    torch.testing.assert_close(output(model), expected, rtol=0.05, atol=0.02)
+    if recipe == "w4g8":
+        with pytest.raises(UnsupportedModelError, match="step sizes cannot change"):
+            switch(model, None)
+
+
 def test_what_cannot_be_switched_to(tiny, adapters):
     model = lowbit.load(tiny.backbone("bert"), adapters["toy"])
     with pytest.raises(UnsupportedModelError, match="call `prepare` first"):

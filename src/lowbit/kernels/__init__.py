@@ -3,7 +3,7 @@
 from lowbit.kernels.activations import note_origin, round_tokens
 from lowbit.kernels.blocks import block_linear, row_blocks
 from lowbit.kernels.cache import WeightCache
-from lowbit.kernels.fold import Folded, Rest, fold, fold_values
+from lowbit.kernels.fold import Folded, Rest, fold, fold_values, keeps_codes
 from lowbit.kernels.int8 import ACTIVATIONS, KERNELS, Int8Weight, Kernel, best_kernel, int8_linear, pack_weight
 from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 from lowbit.kernels.native import absence as kernels_absence
@@ -33,6 +33,7 @@ __all__ = [
     "fold_values",
     "has_scratch",
     "int8_linear",
+    "keeps_codes",
     "kernels_absence",
     "note_origin",
     "outlier_gradient",

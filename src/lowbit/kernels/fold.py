@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lowbit.qtensor import QuantizedTensor, sparse_places
-from lowbit.scheme import CODEBOOKS
+from lowbit.scheme import CODEBOOKS, Scheme
 
 _ROOM = 1.5  # how far outliers may stretch the step of a row that keeps no exact codes
 
@@ -79,6 +79,13 @@ def row_step(tensor: QuantizedTensor) -> torch.Tensor | None:
         return None
     step = tensor.scale.float().view(-1).expand(tensor.shape[0])
     return step / 2 if tensor.scheme.levels == "midrise" else step
+
+
+def keeps_codes(scheme: Scheme, limit: int) -> bool:
+    """Whether folding keeps the codes of any weight of this scheme exactly, so that its step sizes can still change."""
+    if scheme.granularity == "group" or scheme.levels in CODEBOOKS or not scheme.symmetric:
+        return False
+    return (2**scheme.bits - 1 if scheme.levels == "midrise" else 2 ** (scheme.bits - 1)) <= limit
 
 
 def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lowbit.adapter import adapter_target, model_fingerprint, remove_adapter
+from lowbit.arch import find_module
 from lowbit.errors import UnsupportedModelError
-from lowbit.kernels import best_kernel, kernels_absence
-from lowbit.nn import Int8Linear, QuantEmbedding, QuantLinear, TiedQuantLinear
+from lowbit.kernels import KERNELS, best_kernel, keeps_codes, kernels_absence
+from lowbit.nn import Int8Linear, QuantEmbedding, QuantLinear, QuantModule, TiedQuantLinear
 from lowbit.runtime.fuse import fuse_activations
 from lowbit.runtime.report import Choice, RuntimeReport
 from lowbit.runtime.switch import TaskState, make_task, switch
@@ -21,26 +23,38 @@ from lowbit.runtime.switch import TaskState, make_task, switch
 def prepare_torch(model: PreTrainedModel) -> PreTrainedModel:
     """Replace the quantized linears of a loaded backbone by int8 ones, in place; an adapter on it is laid over them.
 
-    A model with low-rank factors on it raises :class:`UnsupportedModelError`.
+    Where the adapter has step sizes that the layout cannot change afterwards, backbone and adapter are folded as one,
+    and :func:`switch` refuses the result. A model with low-rank factors on it raises :class:`UnsupportedModelError`.
     """
     if getattr(model, "peft_config", None):
         raise UnsupportedModelError("low-rank factors cannot be folded into int8; use the model unprepared")
+    kernel, why = best_kernel()
     active = getattr(model, "lowbit_adapter", None)
+    as_one = active is not None and _fixes_steps(model, active.replaced, KERNELS[kernel].limits[-1])
     changed = {} if active is None else {name: adapter_target(model, name).detach() for name in active.replaced}
     changed = {name: tensor.clone() for name, tensor in changed.items()}
     fingerprint = model_fingerprint(model) if active is None else active.fingerprint
-    remove_adapter(model)
-    kernel, why = best_kernel()
+    if not as_one:
+        remove_adapter(model)
     swapped = _swap_linears(model, kernel)
     model.requires_grad_(False).eval()
     fused = fuse_activations(model)
     model.lowbit_runtime = _report(model, swapped, fused, kernel, why)
+    model.save_pretrained = refuse_saving
+    if as_one:
+        return model
     layers = {path: module for path, module in model.named_modules() if isinstance(module, Int8Linear)}
     model.lowbit_tasks = TaskState(fingerprint, layers)
-    model.save_pretrained = _refuse_saving
     if changed:
         switch(model, make_task(model, changed, None))
     return model
+
+
+def _fixes_steps(model: PreTrainedModel, names: Iterable[str], limit: int) -> bool:
+    """Whether an adapter has step sizes of a weight whose codes are not kept."""
+    parts = (name.rpartition(".") for name in names)
+    modules = [model.get_submodule(find_module(model, module) or "") for module, _, part in parts if part == "scale"]
+    return any(isinstance(module, QuantModule) and not keeps_codes(module.scheme, limit) for module in modules)
 
 
 def _swap_linears(model: PreTrainedModel, kernel: str) -> dict[str, list[Int8Linear]]:
@@ -75,5 +89,6 @@ def _report(model: nn.Module, swapped: dict[str, list[Int8Linear]], fused: int, 
     return RuntimeReport("torch", "latency", tuple(choices), (absence,) if absence else (), errors[worst], worst)
 
 
-def _refuse_saving(*args: Any, **kwargs: Any) -> NoReturn:
+def refuse_saving(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stands in for ``save_pretrained`` of a prepared model."""
     raise UnsupportedModelError("a prepared model is no backbone to be saved; save the model before it is prepared")

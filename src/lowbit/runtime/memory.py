@@ -19,6 +19,8 @@ from lowbit.kernels import (
 )
 from lowbit.nn import QuantLinear, QuantModule, TiedQuantLinear
 from lowbit.qtensor import QuantizedTensor
+from lowbit.runtime.latency import refuse_saving
+from lowbit.runtime.report import Choice, RuntimeReport
 from lowbit.scheme import Scheme
 
 _NARROW = 4  # bits; wider codes are held in 8
@@ -45,7 +47,20 @@ def prepare_memory(model: PreTrainedModel) -> PreTrainedModel:
             model.set_submodule(path, _int8(module) or BlockLinear(module))
         elif isinstance(module, TiedQuantLinear):
             model.set_submodule(path, BlockLinear(module))
+    model.requires_grad_(False).eval()
+    model.lowbit_runtime = _report(model)
+    model.save_pretrained = refuse_saving
     return model
+
+
+def _report(model: PreTrainedModel) -> RuntimeReport:
+    kinds = [type(module) for module in model.modules()]
+    known = {
+        ScratchLinear: ("int8, unpacked into a scratch weight", "symmetric uniform levels"),
+        BlockLinear: ("float, decoded in blocks of rows", "other levels, or shared with the embedding"),
+    }
+    choices = (Choice("linear", kinds.count(kind), *what) for kind, what in known.items() if kind in kinds)
+    return RuntimeReport("torch", "memory", tuple(choices))
 
 
 class _Linear(nn.Module):

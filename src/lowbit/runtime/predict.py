@@ -13,6 +13,8 @@ from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import Examples, encode
 from lowbit.loop import check_sizes, default_device, predict_logits
+from lowbit.nn import QuantModule
+from lowbit.runtime.prepare import prepare
 
 _AHEAD = 2048  # rows read ahead, within which they are sorted by length
 
@@ -30,7 +32,8 @@ def predict(
     """One result a text, or pair of texts, in input order; input may be longer than memory.
 
     Classification gives ``label``, ``score`` and ``probabilities`` by label; regression gives ``value``. A model
-    without a classification head raises :class:`UnsupportedModelError`. Rows of similar length are run together, by
+    without a classification head raises :class:`UnsupportedModelError`. On a CPU a backbone runs in the latency layout
+    of :func:`lowbit.runtime.prepare`. Rows of similar length are run together, by
     default as many as have about 1,024 tokens, else ``batch_size``.
     """
     check_sizes(batch_size, max_length)
@@ -38,9 +41,17 @@ def predict(
     adapter = None if adapter is None else adapter_folder(adapter)
     loaded = load(folder, adapter)
     check_classifier(loaded, model)
-    loaded.to(default_device())
+    loaded = _fastest(loaded.to(default_device()))
     length = max_length or task_fields(loaded, adapter).get("max_length", 128)
     return _stream(loaded, load_tokenizer(folder), texts, batch_size, length)
+
+
+def _fastest(model: PreTrainedModel) -> PreTrainedModel:
+    """A backbone on the CPU in its int8 layout; what has none, float weights or low-rank factors, as it is."""
+    quantized = any(isinstance(module, QuantModule) for module in model.modules())
+    if not quantized or model.device.type != "cpu" or getattr(model, "peft_config", None):
+        return model
+    return prepare(model, backend="torch")
 
 
 def _stream(

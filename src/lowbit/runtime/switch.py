@@ -153,6 +153,7 @@ def _state(model: PreTrainedModel) -> TaskState:
     state = getattr(model, "lowbit_tasks", None)
     if not isinstance(state, TaskState):
         raise UnsupportedModelError(
-            "the model is not prepared by the torch backend in latency mode; call `prepare` first"
+            "the model is not prepared for switching; call `prepare` first, with mode latency and backend torch, on a "
+            "backbone without an adapter whose step sizes cannot change afterwards"
         )
     return state
