@@ -35,7 +35,7 @@ def test_probabilities_are_those_of_the_model(tiny, loaded, arch):
     unprepared = predict_logits(lowbit.load(backbone, adapter), tokenizer, rows).softmax(dim=1)
     expected = predict_logits(prepare(lowbit.load(backbone, adapter), backend="torch"), tokenizer, rows).softmax(dim=1)
     assert not torch.equal(expected, unprepared)
-    torch.testing.assert_close(expected, unprepared, rtol=0, atol=0.01)
+    torch.testing.assert_close(expected, unprepared, rtol=0, atol=0.03)
     answers = predict(folders, TEXTS)
     assert len(answers) == len(TEXTS)
     for answer, row in zip(answers, expected.tolist(), strict=True):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 
 import torch
 
 import lowbit
-from lowbit import runtime
 from lowbit.bench.peer import LastHidden, Peer, Run, Setting, as_run, read_model
+from lowbit.runtime import prepare
 
 
 def quantize(source: Path, folder: Path, setting: Setting, *, scheme: str) -> None:
@@ -26,21 +25,10 @@ def load(folder: Path, setting: Setting) -> Run:
 
 
 def load_prepared(folder: Path, setting: Setting, *, mode: str, backend: str) -> Run:
-    """The backbone in an execution layout; one that needs activation ranges takes them from the run's texts."""
+    """The backbone in an execution layout; one that needs ranges of activations takes them from the calibration."""
     torch.set_num_threads(setting.threads)
-    prepare = getattr(runtime, "prepare")  # noqa: B009
-    prepared = prepare(read_model(folder).model, mode=mode, backend=backend, calibration=setting.texts)
+    prepared = prepare(read_model(folder).model, mode=mode, backend=backend, calibration=setting.calibration)
     return as_run(LastHidden(prepared))
-
-
-def no_prepare() -> str | None:
-    """The reason where this version has no layouts."""
-    return None if hasattr(runtime, "prepare") else "this version of lowbit has no runtime.prepare"
-
-
-def no_openvino() -> str | None:
-    """The reason where OpenVINO or the layouts are missing."""
-    return no_prepare() or (None if importlib.util.find_spec("openvino") else "openvino not installed")
 
 
 _torch = partial(load_prepared, mode="latency", backend="torch")
@@ -50,9 +38,9 @@ _w4, _w8 = partial(quantize, scheme="w4"), partial(quantize, scheme="w8")
 
 PEERS = (
     Peer("lowbit-eager", ("lowbit",), load, _w4),
-    Peer("lowbit-torch", ("lowbit",), _torch, _w4, no_prepare),
-    Peer("lowbit-torch-w8", ("lowbit",), _torch, _w8, no_prepare),
-    Peer("lowbit-memory", ("lowbit",), _memory, _w4, no_prepare),
-    Peer("lowbit-openvino", ("lowbit",), _openvino, _w4, no_openvino),
-    Peer("lowbit-openvino-w8", ("lowbit",), _openvino, _w8, no_openvino),
+    Peer("lowbit-torch", ("lowbit",), _torch, _w4),
+    Peer("lowbit-torch-w8", ("lowbit",), _torch, _w8),
+    Peer("lowbit-memory", ("lowbit",), _memory, _w4),
+    Peer("lowbit-openvino", ("lowbit", "openvino"), _openvino, _w4),
+    Peer("lowbit-openvino-w8", ("lowbit", "openvino"), _openvino, _w8),
 )
