@@ -6,7 +6,6 @@ import torch
 from lowbit.bench.inputs import (
     BY_LENGTH,
     IN_FILE_ORDER,
-    by_length,
     file_order,
     make_inputs,
     parse_shape,
@@ -62,16 +61,6 @@ def test_texts_need_a_tokenizer():
 
 def test_batches_in_file_order():
     assert file_order(33) == [list(range(32)), [32]]
-
-
-def test_batches_by_length_hold_every_text_once_within_the_budget():
-    lengths = [5000, 3, 500, 400, 2, 512, *[20] * 300]
-    batches = by_length(lengths)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert batches[0] == [0]  # alone, though it is over the budget
-    for batch in batches[1:]:
-        assert len(batch) * max(lengths[index] for index in batch) <= 4096
-    assert len(batches) == 4
 
 
 def test_read_texts(tmp_path):

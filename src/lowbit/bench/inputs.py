@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lowbit.bench.peer import Batch, Setting
 from lowbit.errors import BenchError
+from lowbit.loop import batches
 
 SHAPES = ("1x32", "1x128", "1x384", "8x128", "32x128")
 IN_FILE_ORDER, BY_LENGTH = "text in file order", "text by length"
 
 _ROWS = 32  # of a batch in file order
-_TOKENS = 4096  # of a batch of similar lengths, padding included
 _LONGEST = 512
 _CALIBRATION = (64, 128)  # most rows, and the tokens of a random one
 
@@ -68,8 +68,8 @@ def make_inputs(
     workloads = [Workload(shape.strip(), [tokens(parse_shape(shape))], parse_shape(shape)[0]) for shape in shapes]
     if not rows:
         return Setting(threads, calibration), workloads
-    lengths = [len(row) for row in rows]
-    for name, order in ((IN_FILE_ORDER, file_order(len(rows))), (BY_LENGTH, by_length(lengths))):
+    by_length = list(batches([{"input_ids": row} for row in rows], None))
+    for name, order in ((IN_FILE_ORDER, file_order(len(rows))), (BY_LENGTH, by_length)):
         workloads.append(Workload(name, [_padded([rows[i] for i in batch], tokenizer) for batch in order], len(rows)))
     chosen = range(0, len(rows), -(-len(rows) // _CALIBRATION[0]))
     return Setting(
@@ -116,17 +116,6 @@ def _tensors(batch: dict[str, list[list[int]]]) -> Batch:
 def file_order(rows: int) -> list[list[int]]:
     """Indices in batches of 32, as they come."""
     return [list(range(start, min(start + _ROWS, rows))) for start in range(0, rows, _ROWS)]
-
-
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of similar lengths, longest first; none has more than 4096 tokens, padding included."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= _TOKENS:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def read_texts(file: Path) -> list[str]:
