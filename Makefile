@@ -48,6 +48,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/untuned.py --split train --peers
 	$(BIN)/python benchmarks/untuned.py --split dev
 	$(BIN)/python benchmarks/strategies.py
+	$(BIN)/lowbit bench speed --json benchmarks/results/speed.jsonl
+	$(BIN)/python benchmarks/runtime_study.py --work $(WORK)/runtime
 	$(BIN)/python benchmarks/tuning_cost.py
 	$(BIN)/python benchmarks/zeroshot_cost.py
 	$(BIN)/python benchmarks/tuning_quality.py --work $(WORK)

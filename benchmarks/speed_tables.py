@@ -5,6 +5,13 @@ from pathlib import Path
 from markup import MISSING, markdown, mebibytes, newest, show, table
 from rows import Row, read_rows
 
+RANDOM_BERT = "BERT-base, random"
+OURS = {
+    "lowbit-torch": "lowbit w4",
+    "lowbit-torch-w8": "lowbit w8",
+    "lowbit-memory": "lowbit w4, little memory",
+}
+PEERS = {"torch-fp32": "torch fp32", "torch-int8": "torch dynamic int8", "openvino-int8": "OpenVINO + NNCF W8A8"}
 _KEY = ("model", "threads", "cpu", "peer", "workload")
 
 
@@ -26,6 +33,28 @@ def speed(results: Path) -> str:
         for (model, threads, cpu, peer), found in lines.items()
     ]
     return markdown(["Model", "Peer", *workloads, "Threads", "Processor"], cells, text_columns=2)
+
+
+@table("speed_ours")
+def speed_ours(results: Path) -> str:
+    """Our layouts beside the quickest peer of each workload, on the random BERT-base."""
+    workloads, lines = _lines(results)
+    found = {peer: rows for (model, _, _, peer), rows in lines.items() if model == RANDOM_BERT}
+    peers = {name: rows for name, rows in found.items() if not name.startswith("lowbit")}
+    quickest = {
+        workload: min((rows[workload] for rows in peers.values() if workload in rows), key=lambda row: row["seconds"])
+        for workload in workloads
+        if any(workload in rows for rows in peers.values())
+    }
+    cells = [
+        [text, *(_cell(found.get(name, {}).get(workload)) for workload in quickest)]
+        for name, text in {**OURS, **PEERS}.items()
+        if name in found
+    ]
+    cells.append(
+        ["quickest other", *(f"{_cell(row)} {row['peer']}" for row in quickest.values())],
+    )
+    return markdown(["", *quickest], cells, text_columns=1)
 
 
 @table("speed_cost")

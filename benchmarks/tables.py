@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_tables  # noqa: F401  # registers its tables, as do the others
+import runtime_tables  # noqa: F401
 import sam_sga_tables  # noqa: F401
 import speed_tables  # noqa: F401
 import tuning_tables  # noqa: F401

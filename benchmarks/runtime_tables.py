@@ -1,0 +1,42 @@
+"""Tables of results/runtime.jsonl, which runtime_study.py writes."""
+
+from pathlib import Path
+
+from markup import markdown, mebibytes, newest, show, table
+from rows import Row, read_rows
+
+
+def _rows(results: Path, kind: str) -> list[Row]:
+    rows = [row for row in read_rows(results / "runtime.jsonl") if row["kind"] == kind]
+    return newest(rows, "kind", "scheme", "layout")
+
+
+@table("agreement")
+def agreement(results: Path) -> str:
+    """One line per width and layout: predictions that are others than before, and accuracy before and after."""
+    lines = [
+        [
+            row["scheme"],
+            row["layout"],
+            f"{row['changed']} of {row['rows']} ({row['changed'] / row['rows']:.2%})",
+            show(row, "accuracy_before", "{:.4f}"),
+            show(row, "accuracy", "{:.4f}"),
+        ]
+        for row in _rows(results, "agreement")
+    ]
+    return markdown(["Bits", "Layout", "Changed", "Accuracy before", "Accuracy after"], lines, text_columns=2)
+
+
+@table("layouts")
+def layouts(results: Path) -> str:
+    """One line per layout: bytes of the model, of 32 adapters that are held beside it, and the time of a switch."""
+    lines = []
+    switches = {row["layout"]: row for row in _rows(results, "switch")}
+    for row in _rows(results, "memory"):
+        switch = switches.get(row["layout"], {})
+        whole = row["fp32_bytes"]
+        held = {"bytes": 32 * switch["bytes"]} if switch else {}
+        times = f"{1e3 * switch['seconds']:.1f} ms" if switch else show(switch, "seconds")
+        size = [mebibytes(row, "bytes"), f"{row['bytes'] / whole:.3f}×"]
+        lines.append([row["layout"], *size, mebibytes(held, "bytes"), times])
+    return markdown(["Layout", "Model", "Of fp32", "32 adapters", "Switch"], lines, text_columns=1)
