@@ -16,38 +16,52 @@ from pathlib import Path
 import torch
 from geometry import bert_base, processor
 from rows import RESULTS, Row, append
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, OPTConfig, T5Config
 
 import lowbit
 from lowbit.adapter import load
 from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode, glue_data, intent_data
 from lowbit.demo import minilm_folder
-from lowbit.loop import predict_logits
+from lowbit.loop import isolated_rng, predict_logits
 from lowbit.nn import Int8Linear
 from lowbit.runtime import load_task, prepare, switch
 from lowbit.runtime.memory import ScratchLinear
 
 FILE = RESULTS / "runtime.jsonl"
+KINDS = ("agreement", "memory", "switch", "generation")
 LAYOUTS = {"latency": "torch", "memory": "torch", "openvino": "openvino"}
 TRAIN_ROWS, CALIBRATION = 4_000, 128
 SWITCHES = 40
+GENERATORS = {
+    "OPT-125m": (AutoModelForCausalLM, OPTConfig()),
+    "GPT-2": (AutoModelForCausalLM, GPT2Config()),
+    "T5-small": (AutoModelForSeq2SeqLM, T5Config(decoder_start_token_id=0)),
+}
+TOKENS, ROUNDS = 16, 4  # of the prompt and of the answer
 
 
 def main() -> None:
-    """Measure all three."""
+    """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", help="folder with the GLUE tasks; default LOWBIT_DATA")
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--schemes", nargs="+", default=["w4", "w8"])
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps models between calls")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    for scheme in arguments.schemes:
+    kinds = arguments.kinds
+    for scheme in arguments.schemes if "agreement" in kinds else ():
         agreement(arguments.work, scheme, arguments.data_dir)
     source, folder = arguments.work / "bert", arguments.work / "bert-w4"
-    if not folder.exists():
+    if not folder.exists() and {"memory", "switch"} & set(kinds):
         lowbit.quantize(bert_base(source), "w4", output=folder)
-    memory(folder, source)
-    switching(folder, arguments.work)
+    if "memory" in kinds:
+        memory(folder, source)
+    if "switch" in kinds:
+        switching(folder, arguments.work)
+    for name in GENERATORS if "generation" in kinds else ():
+        generation(name, arguments.work)
 
 
 def agreement(work: Path, scheme: str, data_dir: str | None) -> None:
@@ -121,6 +135,36 @@ def switching(folder: Path, work: Path) -> None:
     low, _, high = statistics.quantiles(times, n=4)
     row = {"kind": "switch", "scheme": "w4", "layout": "latency", "bytes": tasks[0].nbytes}
     append(FILE, row | {"seconds": statistics.median(times), "quartiles": [low, high]} | _machine())
+
+
+def generation(name: str, work: Path) -> None:
+    """One row per layout and batch: seconds of greedy decoding, and how many times faster than float that is."""
+    kind, config = GENERATORS[name]
+    source, folder = work / name, work / f"{name}-w4"
+    if not folder.exists():
+        with isolated_rng(0):
+            kind.from_config(config).save_pretrained(source)
+        lowbit.quantize(source, "w4", output=folder)
+    models = {"float": kind.from_pretrained(source).eval()}
+    for mode in ("latency", "memory"):
+        models[mode] = prepare(kind.from_pretrained(folder).eval(), mode=mode, backend="torch")
+    for batch in (1, 8):
+        ids = torch.randint(5, config.vocab_size, (batch, TOKENS), generator=torch.Generator().manual_seed(0))
+        times: dict[str, list[float]] = {layout: [] for layout in models}
+        for _, (layout, model) in itertools.product(range(ROUNDS), models.items()):
+            start = time.perf_counter()
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=TOKENS,
+                min_new_tokens=TOKENS,
+                do_sample=False,
+            )
+            times[layout].append(time.perf_counter() - start)
+        medians = {layout: statistics.median(found[1:]) for layout, found in times.items()}  # the first warms up
+        for layout, seconds in medians.items():
+            row = {"kind": "generation", "scheme": "w4", "layout": layout, "model": name, "batch": batch}
+            append(FILE, row | {"seconds": seconds, "ratio": medians["float"] / seconds} | _machine())
 
 
 def _machine() -> Row:

@@ -5,10 +5,12 @@ from pathlib import Path
 from markup import markdown, mebibytes, newest, show, table
 from rows import Row, read_rows
 
+LAYOUTS = ("latency", "memory")
+
 
 def _rows(results: Path, kind: str) -> list[Row]:
     rows = [row for row in read_rows(results / "runtime.jsonl") if row["kind"] == kind]
-    return newest(rows, "kind", "scheme", "layout")
+    return newest(rows, "kind", "scheme", "layout", "model", "batch")
 
 
 @table("agreement")
@@ -40,3 +42,20 @@ def layouts(results: Path) -> str:
         size = [mebibytes(row, "bytes"), f"{row['bytes'] / whole:.3f}×"]
         lines.append([row["layout"], *size, mebibytes(held, "bytes"), times])
     return markdown(["Layout", "Model", "Of fp32", "32 adapters", "Switch"], lines, text_columns=1)
+
+
+@table("generation")
+def generation(results: Path) -> str:
+    """One line per model and batch: time of 16 tokens, and how many times faster than float each layout is."""
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in _rows(results, "generation"):
+        found.setdefault((row["model"], row["batch"]), {})[row["layout"]] = row
+    lines = [
+        [model, str(batch), f"{1e3 * rows['float']['seconds']:.0f} ms", *(_faster(rows[layout]) for layout in LAYOUTS)]
+        for (model, batch), rows in found.items()
+    ]
+    return markdown(["Model", "Batch", "Float", *LAYOUTS], lines, text_columns=1)
+
+
+def _faster(row: Row) -> str:
+    return f"{1e3 * row['seconds']:.0f} ms ({row['ratio']:.2f}×)"

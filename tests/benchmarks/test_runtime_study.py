@@ -3,6 +3,7 @@ import shutil
 import sys
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import lowbit
 from benchmarks import runtime_study as study
@@ -31,6 +32,9 @@ def test_a_small_run_makes_every_row_and_table(tiny, tmp_path, results, monkeypa
     monkeypatch.setattr(study, "bert_base", lambda folder: shutil.copytree(tiny.model("bert"), folder))
     monkeypatch.setattr(study, "glue_data", lambda *_, **__: toy_data())
     monkeypatch.setattr(study, "intent_data", lambda train_rows, seed: toy_data(seed=seed))
+    config = AutoConfig.from_pretrained(tiny.model("opt"))
+    monkeypatch.setattr(study, "GENERATORS", {"tiny": (AutoModelForCausalLM, config)})
+    monkeypatch.setattr(study, "TOKENS", 3)
     monkeypatch.setattr(sys, "argv", ["study", "--schemes", "w4", "--work", str(tmp_path / "work")])
     study.main()
     rows = [json.loads(line) for line in study.FILE.read_text(encoding="utf-8").splitlines()]
@@ -40,10 +44,13 @@ def test_a_small_run_makes_every_row_and_table(tiny, tmp_path, results, monkeypa
         ("memory", "latency"),
         ("memory", "memory"),
         ("switch", "latency"),
+        *[("generation", layout) for layout in ("float", "latency", "memory")] * 2,
     ]
     assert all(0 <= row["changed"] < row["rows"] / 2 for row in rows[:2])
     assert rows[3]["bytes"] < rows[2]["bytes"] < rows[2]["fp32_bytes"]
     assert rows[4]["seconds"] > 0
+    assert [(row["batch"], row["ratio"]) for row in rows[5:] if row["layout"] == "float"] == [(1, 1.0), (8, 1.0)]
+    assert len(tables.TABLES["generation"](results).splitlines()) == 4
     agreement = tables.TABLES["agreement"](results).splitlines()
     assert [line.split("|")[2].strip() for line in agreement[2:]] == ["latency", "memory"]
     assert "32 adapters" in tables.TABLES["layouts"](results)
