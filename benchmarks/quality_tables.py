@@ -112,6 +112,20 @@ def options(results: Path) -> str:
     return markdown(["Model", "Bits", "Rate", "Changed", *tasks, "Gain"], lines, text_columns=4)
 
 
+@table("long")
+def long(results: Path) -> str:
+    """Longer runs on SST-2, scored on held-out sentences: one line per number of rows, method, rate and change."""
+    lines = []
+    for row in _rows(results, "long"):
+        if row.get("held_out") != "sentences":
+            continue
+        changes = [f"{name} {value:g}" for name, value in row["options"].items()]
+        changes += [row["optimizer"]] if "optimizer" in row else []
+        cells = [row["model"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}", ", ".join(changes) or MISSING]
+        lines.append([*cells, str(row["rows"]), f"{100 * row['score']:.1f}"])
+    return markdown(["Model", "Bits", "Method", "Rate", "Changed", "Rows", "Score"], lines, text_columns=5)
+
+
 def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """A table of scores in points by method and task, with the mean over the tasks and the distance to full."""
     headings = ["Model", "Bits", "Method", "Trained", *tasks, "Mean", "To full"]

@@ -90,6 +90,16 @@ def test_trials_show_every_rate(results):
     ]
 
 
+def test_long_runs_show_what_was_changed(results):
+    run = OURS | {"kind": "long", "held_out": "sentences", "options": {"budget": 0.01}, "score": 0.8}
+    other = run | {"options": {}, "optimizer": "another", "rows": 10}
+    write(results / "tuning_quality.jsonl", [run, other, run | {"held_out": None}])
+    assert body(tables.TABLES["long"](results)) == [
+        ["minilm", "w4", "outliers (ours)", "0.01", "budget 0.01", "12000", "80.0"],
+        ["minilm", "w4", "outliers (ours)", "0.01", "another", "10", "80.0"],
+    ]
+
+
 def test_an_option_stands_beside_the_same_runs_without_it(results):
     plain = [OURS | {"kind": "trial", "task": t, "score": score} for t, score in (("sst2", 0.8), ("stsb", 0.7))]
     other = OURS | {"kind": "trial", "task": "sst2", "rate": 0.03, "score": 0.1}
@@ -114,6 +124,6 @@ def test_differences_are_of_the_same_seed_and_tasks(results):
     ]
 
 
-@pytest.mark.parametrize("name", ["paired", "options", "tuning", "frozen", "trials"])
+@pytest.mark.parametrize("name", ["paired", "options", "tuning", "frozen", "trials", "long"])
 def test_no_rows_give_an_empty_table(results, name):
     assert "–" in tables.TABLES[name](results)
