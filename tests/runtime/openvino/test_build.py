@@ -166,15 +166,17 @@ def test_what_another_machine_may_overflow_is_refused(saved, tmp_path, monkeypat
         load_openvino(moved)
 
 
-def test_a_model_in_memory_is_calibrated_on_random_ids():
-    model = tiny_model("albert", "AlbertModel")
+# ALBERT's one range for both calls of its layer is coarse for the first: its random weights shrink the embeddings.
+@pytest.mark.parametrize(("arch", "name", "limit"), [("bert", "BertModel", 0.05), ("albert", "AlbertModel", 0.4)])
+def test_a_model_in_memory_is_calibrated_on_random_ids(arch, name, limit):
+    model = tiny_model(arch, name)
     lowbit.quantize(model, "w4o2")
     batch = tiny_batch(model.config)
     kept = batch["attention_mask"].bool()
     with torch.no_grad():
         found, expected = prepare_openvino(model)(**batch), model(**batch)
     assert type(found) is type(expected)
-    assert relative_error(found.last_hidden_state[kept], expected.last_hidden_state[kept]) < 0.4
+    assert relative_error(found.last_hidden_state[kept], expected.last_hidden_state[kept]) < limit
     assert found.pooler_output.shape == expected.pooler_output.shape
 
 
