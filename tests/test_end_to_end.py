@@ -152,7 +152,8 @@ def test_the_whole_way(tiny, tmp_path, arch):
     if not use_bf16("auto", torch.device("cpu")):  # evaluate chooses, tune was told fp32
         assert scores == first.metrics
     answers = list(lowbit.predict(merged, texts_of(data)))
-    assert answers == list(lowbit.predict(backbone, texts_of(data), adapter=first.path))
+    for answer, other in zip(answers, lowbit.predict(backbone, texts_of(data), adapter=first.path), strict=True):
+        assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=0.03)  # folded by other values
     names = [data.label_names[label] for label in data.evaluations["dev"].labels]
     right = sum(answer["label"] == name for answer, name in zip(answers, names, strict=True))
     assert scores["dev"]["accuracy"] == pytest.approx(right / len(names))

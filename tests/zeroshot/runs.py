@@ -18,9 +18,13 @@ def chosen(**changes):
 
 def zeroshot(model, output, recipe="w2a8", method="zsaq", texts=None, **changes):
     """A short run, of the options that the method takes."""
+    return lowbit.zeroshot(model, output, recipe, method=method, texts=texts, options=taken(method, **changes))
+
+
+def taken(method, **changes):
+    """Those options of a short run that a method takes, and changes."""
     run = {name: value for name, value in RUN.items() if method not in METHODS or name in METHODS[method].takes}
-    options = ZeroShotOptions(**(run | changes))
-    return lowbit.zeroshot(model, output, recipe, method=method, texts=texts, options=options)
+    return ZeroShotOptions(**(run | changes))
 
 
 def gap_of(folder, model):

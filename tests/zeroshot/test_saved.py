@@ -11,7 +11,7 @@ import lowbit
 from lowbit.errors import CheckpointError
 from tests.apart import zeroshot_apart
 from tests.models import file_bytes
-from tests.zeroshot.runs import chosen
+from tests.zeroshot.runs import chosen, taken
 
 RUN = chosen(steps=4, evaluate_steps=2, save_steps=1, ratio=2)
 STEP = "lowbit.zeroshot.train:_Game.step"
@@ -59,7 +59,7 @@ def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
 
 @pytest.mark.parametrize("method", ["sampled", "zeroquant"])
 def test_other_methods_go_on_too(tiny, tmp_path, method):
-    model, settings = tiny.model("opt"), {"method": method, "options": RUN}
+    model, settings = tiny.model("opt"), {"method": method, "options": taken(method, save_steps=1)}
     expected, files = left_alone(tmp_path, model, "w2a8", **settings)
     assert zeroshot_apart(model, tmp_path / "out", "w2a8", **settings, kill=(STEP, 3)) == [None]
     assert saved_step(tmp_path) == 2
@@ -96,7 +96,7 @@ def test_the_checkpoint_of_another_run_is_refused(tiny, tmp_path):
     before = file_bytes(tmp_path)
     others = [
         ({"options": dataclasses.replace(RUN, rho=0.1)}, r"\(rho was 0.05, now 0.1\)"),
-        ({"options": RUN, "method": "no-sga"}, r"\(method was zsaq, now no-sga\)"),
+        ({"options": RUN, "method": "no-sam"}, r"\(method was zsaq, now no-sam\)"),
         ({"options": dataclasses.replace(RUN, generator=tiny.model("opt"))}, r"\(generator was None.*other source\)"),
     ]
     for settings, message in others:
