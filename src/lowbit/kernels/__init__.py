@@ -7,6 +7,7 @@ from lowbit.kernels.fold import Folded, Rest, fold, fold_values, keeps_codes
 from lowbit.kernels.int8 import ACTIVATIONS, KERNELS, Int8Weight, Kernel, best_kernel, int8_linear, pack_weight
 from lowbit.kernels.linear import dense_scale_gradient, outlier_gradient, quant_linear, scale_gradient
 from lowbit.kernels.native import absence as kernels_absence
+from lowbit.kernels.onednn import saturates
 from lowbit.kernels.scratch import (
     PackedWeight,
     has_scratch,
@@ -42,6 +43,7 @@ __all__ = [
     "quant_linear",
     "round_tokens",
     "row_blocks",
+    "saturates",
     "scale_gradient",
     "scratch_limit",
     "scratch_linear",

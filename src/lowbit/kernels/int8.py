@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from lowbit.kernels import onednn
 from lowbit.kernels.fold import Folded, Rest
 from lowbit.kernels.native import WeightStruct, absence, library
 
@@ -86,12 +87,12 @@ def int8_linear(x: torch.Tensor, weight: Int8Weight, activation: str = "none") -
 
 def best_kernel() -> tuple[str, str]:
     """The name of the fastest kernel that this machine has, and why it is that one."""
-    onednn = torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
-    if onednn and torch.cpu._is_vnni_supported():
+    has_onednn = torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
+    if has_onednn and not onednn.saturates():
         return "onednn", "oneDNN uses the processor's VNNI instructions to their limit"
     if library() is not None:
         return "native", "without VNNI instructions the C kernels need fewer multiplications than oneDNN"
-    if onednn:
+    if has_onednn:
         return "onednn", f"there are no C kernels: {absence()}"
     return "reference", f"there are neither C kernels ({absence()}) nor those of oneDNN for x86"
 
@@ -134,12 +135,9 @@ def _run_onednn(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.T
         return x.new_empty(0, weight.shape[0])
     codes, step, zero = round_rows(x)
     scale = weight.scale[: weight.shape[0]]
-    no_zeros = torch.zeros_like(scale, dtype=torch.int32)
-    # One step and zero point serve a whole call, so the tokens' own come afterwards; 128 is the fast zero point.
-    products = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, 128, weight.packed, scale, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return _finish(x, products, step, zero - 128, weight, activation)
+    # One step and zero point serve a whole call, so the tokens' own come afterwards.
+    products = onednn.multiply(codes, weight.packed, scale)
+    return _finish(x, products, step, zero - onednn.ZERO, weight, activation)
 
 
 def _run_native(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
@@ -180,24 +178,13 @@ def _places_native(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, 
     return ((rows // _PANEL * groups + columns // 4) * _PANEL + rows % _PANEL) * 4 + columns % 4
 
 
-def _pack_onednn(codes: torch.Tensor) -> torch.Tensor:
-    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
-    return packed
-
-
-def _view_onednn(packed: torch.Tensor) -> torch.Tensor:
-    """The memory of an opaque tensor, which it has to outlive."""
-    size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
-    return torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
-
-
 def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Read off how oneDNN lays out the digits of the flat positions, as the layout is its own affair."""
     size = shape[0] * shape[1]
     flat, found = torch.arange(size).view(shape), torch.zeros(size, dtype=torch.int64)
     for shift in range(0, size.bit_length(), 7):
-        digits = _pack_onednn((flat >> shift & 127).to(torch.int8))
-        found += _view_onednn(digits)[:size].long() << shift
+        digits = onednn.pack((flat >> shift & 127).to(torch.int8))
+        found += onednn.packed_bytes(digits)[:size].long() << shift
     places = torch.empty_like(found)
     places[found] = torch.arange(size)
     return places[rows * shape[1] + columns]
@@ -206,9 +193,9 @@ def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, 
 KERNELS = {
     "native": Kernel(tuple(_SUMS), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
     "onednn": Kernel(
-        (_FULL if torch.cpu._is_vnni_supported() else max(_SUMS),),
-        _pack_onednn,
-        _view_onednn,
+        (max(_SUMS) if onednn.saturates() else _FULL,),
+        onednn.pack,
+        onednn.packed_bytes,
         _places_onednn,
         _run_onednn,
     ),

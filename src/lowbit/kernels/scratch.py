@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lowbit.kernels import onednn
 from lowbit.kernels.planes import pack_planes, unpack_planes
 
-_ZERO = 128  # the code of an activation that stands for 0
 _LARGEST = 127
 _FULL = 8  # bits
 _TINY = 2.0**-100  # a token of zeros needs some step
@@ -58,16 +57,16 @@ def scratch_limit() -> int:
 
     Without VNNI two products of an 8-bit activation and a weight are added in 16 bits: 2 x 255 x 63 still fits.
     """
-    return 127 if torch.cpu._is_vnni_supported() else 63
+    return 63 if onednn.saturates() else 127
 
 
 def pack_scratch(codes: torch.Tensor, bits: int, *, odd: bool = False) -> PackedWeight:
     """Pack an int8 weight [out, in], most of whose elements fit ``bits`` bits, or are ``odd`` and fit one bit more."""
     shape = (codes.shape[0], codes.shape[1])
-    packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    packed = onednn.pack(codes)
     if bits == _FULL:
         return PackedWeight(shape, bits, False, packed, torch.empty(0, dtype=torch.int32), codes.new_empty(0))
-    raw = _bytes_of(packed)
+    raw = onednn.packed_bytes(packed)
     elements = raw - 1 >> 1 if odd else raw.clone()
     misfit = (elements < -(2 ** (bits - 1))) | (elements >= 2 ** (bits - 1))
     if odd:
@@ -86,10 +85,7 @@ def scratch_linear(
     if not x.numel():
         return x.new_empty(x.shape[0], weight.shape[0])
     codes, step = token_codes(x)
-    no_offset = torch.zeros_like(scale, dtype=torch.int32)
-    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, _ZERO, _unpacked(weight), scale, no_offset, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    product = onednn.multiply(codes, _unpacked(weight), scale)
     return product.mul_(step) if bias is None else torch.addcmul(bias, product, step)
 
 
@@ -98,7 +94,7 @@ def scratch_linear_reference(
 ) -> torch.Tensor:
     """What :func:`scratch_linear` computes, in float64, of int8 ``codes`` [out, in]; returns float32 [tokens, out]."""
     inputs, step = token_codes(x)
-    product = ((inputs.double() - _ZERO) @ codes.double().t()) * step * scale
+    product = ((inputs.double() - onednn.ZERO) @ codes.double().t()) * step * scale
     return (product if bias is None else product + bias).float()
 
 
@@ -109,7 +105,7 @@ def token_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     step = x.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(_LARGEST)
     signed = (x / step).round_().to(torch.int8)  # a conversion to uint8 takes three times as long
-    return signed.bitwise_xor_(-_ZERO).view(torch.uint8), step
+    return signed.bitwise_xor_(-onednn.ZERO).view(torch.uint8), step
 
 
 def _unpacked(weight: PackedWeight) -> torch.Tensor:
@@ -118,18 +114,11 @@ def _unpacked(weight: PackedWeight) -> torch.Tensor:
         return weight.planes
     weights: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = _scratch.__dict__.setdefault("weights", {})
     if weight.shape not in weights:
-        packed = torch.ops.onednn.qlinear_prepack(torch.zeros(weight.shape, dtype=torch.int8), None)
-        weights[weight.shape] = packed, _bytes_of(packed)
+        packed = onednn.pack(torch.zeros(weight.shape, dtype=torch.int8))
+        weights[weight.shape] = packed, onednn.packed_bytes(packed)
     packed, raw = weights[weight.shape]
     unpack_planes(weight.planes, weight.bits, raw)
     if weight.odd:
         raw.mul_(2).add_(1)
     raw.scatter_(0, weight.place.long(), weight.value)
     return packed
-
-
-def _bytes_of(packed: torch.Tensor) -> torch.Tensor:
-    """The memory of a packed weight as flat int8; it must not outlive ``packed``."""
-    size = torch.ops.mkldnn._nbytes(packed)
-    memory = (ctypes.c_int8 * size).from_address(torch.ops.mkldnn.data_ptr(packed))
-    return torch.frombuffer(memory, dtype=torch.int8)

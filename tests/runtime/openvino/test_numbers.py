@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from lowbit.errors import DataError
+from lowbit.kernels import saturates
 from lowbit.qtensor import quantize_tensor
 from lowbit.runtime.openvino import inputs
 from lowbit.runtime.openvino.inputs import Folded, Grid, Seen, choose_grid, observe
-from lowbit.runtime.openvino.weights import LIMIT, fold_columns, saturates, table_codes
+from lowbit.runtime.openvino.weights import LIMIT, fold_columns, table_codes
 from lowbit.scheme import Scheme
 from tests.models import tiny_batch, tiny_model
 

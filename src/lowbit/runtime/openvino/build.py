@@ -15,11 +15,12 @@ from lowbit.arch import position_limit
 from lowbit.calibration import Batch, generated_inputs, text_inputs
 from lowbit.checkpoint import load_tokenizer
 from lowbit.errors import DataError, UnsupportedModelError
+from lowbit.kernels import saturates
 from lowbit.loop import isolated_rng
 from lowbit.runtime.openvino import graph as graphs
 from lowbit.runtime.openvino.inputs import choose_grid, observe
 from lowbit.runtime.openvino.model import Signature, compile_graph, core, wrap
-from lowbit.runtime.openvino.weights import saturates, table_codes
+from lowbit.runtime.openvino.weights import table_codes
 from lowbit.runtime.report import Choice, RuntimeReport
 
 _GENERATED_BATCHES = 4

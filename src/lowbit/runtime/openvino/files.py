@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from lowbit.checkpoint import atomic_directory, copy_side_files, read_config
 from lowbit.errors import CheckpointError, UnsupportedModelError
+from lowbit.kernels import saturates
 from lowbit.runtime.openvino.model import OpenVinoModel, Signature, core, wrap
-from lowbit.runtime.openvino.weights import saturates
 
 INFO_FILE = "openvino.json"
 _GRAPH, _WEIGHTS = "openvino_model.xml", "openvino_model.bin"

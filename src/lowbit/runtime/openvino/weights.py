@@ -9,14 +9,6 @@ from lowbit.qtensor import QuantizedTensor
 LIMIT = 127
 
 
-def saturates() -> bool:
-    """Whether this machine's integer products may overflow.
-
-    Without VNNI instructions they add the products of two neighbours, an input of 0 to 255 and a code each, in 16 bits.
-    """
-    return not torch.cpu._is_vnni_supported()
-
-
 def fold_columns(tensor: QuantizedTensor, columns: torch.Tensor, *, spare: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight [out, in] with its columns multiplied by the positive whole numbers ``columns`` float32 [in].
 
