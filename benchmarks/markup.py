@@ -46,3 +46,15 @@ def show(row: Row, field: str, form: str = "{}") -> str:
 def mebibytes(row: Row, field: str) -> str:
     """A field in bytes as MiB."""
     return MISSING if row.get(field) is None else f"{row[field] / 2**20:.1f} MiB"
+
+
+def step_cost(row: Row) -> list[str]:
+    """Cells of what a training step costs: time, spread, to the first case, peak memory, to the first case, threads."""
+    return [
+        show(row, "seconds", "{:.3f} s"),
+        show(row, "seconds_spread", "{:.3f} s"),
+        show(row, "time_ratio", "{:.2f}×"),
+        show(row, "peak_mib", "{:.0f} MiB"),
+        show(row, "memory_ratio", "{:.2f}×"),
+        show(row, "threads"),
+    ]

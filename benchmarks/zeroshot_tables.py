@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from markup import markdown, newest, show, table
+from markup import markdown, newest, show, step_cost, table
 from rows import Row, read_rows
 
 
@@ -24,12 +24,7 @@ def cost_table(rows: Sequence[Row]) -> str:
             f"{row['batch']} × {row['length']}",
             row["generator"] or "built-in",
             show(row, "case"),
-            show(row, "seconds", "{:.3f} s"),
-            show(row, "seconds_spread", "{:.3f} s"),
-            show(row, "time_ratio", "{:.2f}×"),
-            show(row, "peak_mib", "{:.0f} MiB"),
-            show(row, "memory_ratio", "{:.2f}×"),
-            show(row, "threads"),
+            *step_cost(row),
         ]
         for row in newest(rows, *setting, "case")
     ]
