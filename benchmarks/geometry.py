@@ -1,9 +1,7 @@
 """A random checkpoint of BERT-base geometry, for measurements where values do not matter."""
 
-import platform
 from pathlib import Path
 
-import torch
 from transformers import BertConfig, BertModel
 
 from lowbit.checkpoint import copy_side_files
@@ -20,11 +18,3 @@ def bert_base(folder: Path) -> Path:
         BertModel(BertConfig()).save_pretrained(folder)
     copy_side_files(minilm_folder(), folder)
     return folder
-
-
-def processor() -> str:
-    """Name of the processor and the widest instructions that torch uses on it."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import torch
-from geometry import bert_base, processor
+from geometry import bert_base
 from rows import RESULTS, Row, append
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, OPTConfig, T5Config
 
 import lowbit
 from lowbit.adapter import load
+from lowbit.bench.machine import processor
 from lowbit.checkpoint import load_tokenizer
 from lowbit.data import encode, glue_data, intent_data
 from lowbit.demo import minilm_folder

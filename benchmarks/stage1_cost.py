@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from geometry import bert_base, processor
+from geometry import bert_base
 from rows import RESULTS, append
 from safetensors.torch import load_file, save_file
 
 import lowbit
+from lowbit.bench.machine import processor
 from lowbit.strategies import needs_hessian, strategy_names
 
 

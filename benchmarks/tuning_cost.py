@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from geometry import bert_base, processor
+from geometry import bert_base
 from peft import LoraConfig, get_peft_model
 from rows import RESULTS, append, done
 from stage1_cost import private_bytes
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import lowbit
+from lowbit.bench.machine import processor
 from lowbit.loop import PRECISIONS, isolated_rng, use_bf16
 from lowbit.nn import QuantModule
 from lowbit.tuning import activations_remade, prepare

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from geometry import processor
 from rows import RESULTS, append, done
 from tuning_cost import Memory
 
 import lowbit
+from lowbit.bench.machine import processor
 from lowbit.demo import minilm_folder
 from lowbit.loop import default_device, use_bf16
 
