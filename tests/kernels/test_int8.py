@@ -11,7 +11,7 @@ from lowbit.qtensor import quantize_tensor
 from lowbit.scheme import Scheme
 
 AVAILABLE = {
-    "native": native.library() is not None,
+    **{level: native.library(level) is not None for level in native.LEVELS},
     "onednn": torch.cpu._is_avx2_supported() and torch.backends.mkldnn.is_available(),
 }
 FAST = [
@@ -96,6 +96,7 @@ def test_packed_codes_are_found_by_row_and_column(kernel, shape):
     x = torch.zeros(1, shape[1])
     x[0, 2] = 1
     weight.sums[1] += 7 - int(codes[1, 2])
+    KERNELS[kernel].note_sums(weight.packed, weight.sums, shape)
     assert int8_linear(x, weight)[0, 1] == pytest.approx(7)
 
 
@@ -116,26 +117,36 @@ def test_the_choice_of_the_kernel_says_why(monkeypatch):
     name, why = best_kernel()
     assert name in KERNELS
     assert why
-    monkeypatch.setattr("lowbit.kernels.int8.library", lambda: None)
-    monkeypatch.setattr("lowbit.kernels.int8.absence", lambda: "no C compiler; install gcc")
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    here = {"avx2", "vnni"}
+    monkeypatch.setattr("lowbit.kernels.int8.supported", lambda level: level in here)
+    monkeypatch.setattr("lowbit.kernels.int8.library", lambda level: level)
+    assert best_kernel() == ("vnni", "the processor adds four products at a time")
+    here.remove("vnni")
+    assert best_kernel()[0] == "avx2"
+    monkeypatch.setattr("lowbit.kernels.int8.library", lambda level: None)
+    monkeypatch.setattr("lowbit.kernels.int8.absence", lambda level: f"no C compiler for {level}; install gcc")
     monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: True)
-    assert best_kernel() == ("onednn", "there are no C kernels: no C compiler; install gcc")
+    assert best_kernel() == ("onednn", "there are no C kernels: no C compiler for avx2; install gcc")
     monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: False)
     assert best_kernel()[0] == "reference"
-    monkeypatch.setattr("torch.cpu._is_avx2_supported", lambda: True)
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
-    assert best_kernel()[0] == "onednn"
 
 
-@pytest.mark.skipif(not AVAILABLE["native"], reason="this machine lacks native")
+def test_kernels_for_instructions_that_are_not_here_are_not_built(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    assert not native.supported("vnni")
+    assert not native.supported("amx")
+    monkeypatch.setattr("lowbit.kernels.native.supported", lambda level: False)
+    assert native._built.__wrapped__("amx") == (None, "the C kernels are for Linux on x86 with AMX")
+
+
+@pytest.mark.skipif(not AVAILABLE["avx2"], reason="this machine has no AVX2 or no C compiler")
 @pytest.mark.parametrize(("compiler", "said"), [("/nowhere/cc", "cannot compile"), ("false", "cannot compile")])
 def test_a_compiler_that_fails_is_named(monkeypatch, compiler, said):
     monkeypatch.setenv("CC", compiler)
-    library, absence = native._built.__wrapped__()
+    library, absence = native._built.__wrapped__("avx2")
     assert library is None
     assert absence.startswith(compiler)
     assert said in absence
     monkeypatch.delenv("CC")
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert native._built.__wrapped__() == (None, "no C compiler; install gcc")
+    assert native._built.__wrapped__("avx2") == (None, "no C compiler; install gcc")

@@ -27,4 +27,4 @@ def test_activations_are_computed_with_the_linear_before_them(tiny, arch, monkey
     assert len([path for path in gone if "act" in path]) == len(fused)
     monkeypatch.setattr("lowbit.runtime.latency.fuse_activations", lambda model: 0)
     apart = output(prepare(lowbit.load(tiny.backbone(arch)), backend="torch"))
-    torch.testing.assert_close(output(model), apart, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(output(model), apart, rtol=0.01, atol=0.05)

@@ -33,7 +33,8 @@ def test_probabilities_are_those_of_the_model(tiny, loaded, arch):
     tokenizer = load_tokenizer(backbone)
     rows = encode(toy_data().evaluations["dev"], tokenizer, 16)
     unprepared = predict_logits(lowbit.load(backbone, adapter), tokenizer, rows).softmax(dim=1)
-    expected = predict_logits(prepare(lowbit.load(backbone, adapter), backend="torch"), tokenizer, rows).softmax(dim=1)
+    prepared = prepare(lowbit.load(backbone, adapter), backend="torch")
+    expected = predict_logits(prepared, tokenizer, rows, precision="fp32").softmax(dim=1)
     assert not torch.equal(expected, unprepared)
     torch.testing.assert_close(expected, unprepared, rtol=0, atol=0.03)
     answers = predict(folders, TEXTS)
@@ -68,7 +69,8 @@ def test_regression_gives_values(tiny, tmp_path):
     assert all(set(answer) == {"value"} and math.isfinite(answer["value"]) for answer in answers)
     assert len({answer["value"] for answer in answers}) > 6
     merged = lowbit.merge(tiny.backbone("opt"), result.path, tmp_path / "merged")
-    assert list(lowbit.predict(merged, TEXTS)) == answers
+    found = [answer["value"] for answer in lowbit.predict(merged, TEXTS)]
+    assert found == pytest.approx([answer["value"] for answer in answers], abs=0.01)  # its outliers stretch other rows
 
 
 def test_pairs_of_texts(loaded):

@@ -84,6 +84,7 @@ def test_the_report_names_kernels_reasons_and_what_is_absent(tiny, monkeypatch):
         ("linear", 12),
         ("tied output projection", 1),
         ("activation", 2),
+        ("encoder layer", 2),
         ("word embedding", 1),
         ("float linear", 1),
     ]

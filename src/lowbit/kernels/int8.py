@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from lowbit.kernels import onednn
 from lowbit.kernels.fold import Folded, Rest
-from lowbit.kernels.native import WeightStruct, absence, library
+from lowbit.kernels.native import WeightStruct, absence, library, supported
 
 ACTIVATIONS = ("none", "gelu", "relu")  # by their number in int8.c
 _LEVELS = 255
-_PANEL, _PADDED, _ROWS = 16, 16, 4  # rows of a panel, inputs and tokens that int8.c computes at a time
-# The largest codes with which so many sums of two products fit 16 bits: 255 * 16 * 2 * 4 < 2^15. Every kernel without
-# VNNI instructions forms at least one.
-_SUMS = {16: 4, 32: 2, 64: 1}
+_PANEL, _PADDED = 16, 64  # rows of a panel, and what inputs are padded to, as int8.c says
+ROWS = {"amx": 32, "vnni": 8, "avx2": 4}  # tokens that int8.c computes at a time
+# The largest codes with which four, two or one sum of two products fit 16 bits: 255 * 16 * 2 * 4 < 2^15. Every kernel
+# without VNNI instructions forms at least one.
+_SUMMED = (16, 32, 64)
 _FULL = 127
 
 
-@dataclass
+@dataclass(frozen=True)
 class Int8Weight:
     """A folded weight [out, in] in the layout of one kernel.
 
@@ -42,6 +44,16 @@ class Int8Weight:
     sums: torch.Tensor
     bias: torch.Tensor
     rest: Rest
+    structs: dict[str, WeightStruct] = field(init=False, repr=False, default_factory=dict)
+
+    def struct(self, activation: str) -> WeightStruct:
+        """What the C kernels take; it points into the tensors of this weight, which must outlive it."""
+        if activation not in self.structs:
+            rest = self.rest
+            tensors = (self.packed, self.scale, self.bias, self.sums, rest.ptr, rest.col, rest.value)
+            pointers = [tensor.data_ptr() for tensor in tensors]
+            self.structs[activation] = WeightStruct(*self.shape, self.limit, *pointers, ACTIVATIONS.index(activation))
+        return self.structs[activation]
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class Kernel:
 
     ``limits`` are the largest codes that a weight may be folded to, ascending; smaller ones are faster. ``pack`` lays
     codes int8 [out, in] out; ``view`` is the packed tensor as flat int8 memory, in which ``places`` finds rows and
-    columns (int64) of a weight of the given shape. ``run`` takes ``x`` float32 [tokens, in], contiguous.
+    columns (int64) of a weight of the given shape; ``note_sums`` is called with the packed tensor, the sums of the rows
+    and the shape after that. ``run`` takes ``x`` float32 [tokens, in], contiguous.
     """
 
     limits: tuple[int, ...]
@@ -58,6 +71,7 @@ class Kernel:
     view: Callable[[torch.Tensor], torch.Tensor]
     places: Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], torch.Tensor]
     run: Callable[[torch.Tensor, Int8Weight, str], torch.Tensor]
+    note_sums: Callable[[torch.Tensor, torch.Tensor, tuple[int, int]], None] = lambda packed, sums, shape: None
 
 
 def pack_weight(folded: Folded, bias: torch.Tensor | None, kernel: str) -> Int8Weight:
@@ -87,14 +101,22 @@ def int8_linear(x: torch.Tensor, weight: Int8Weight, activation: str = "none") -
 
 def best_kernel() -> tuple[str, str]:
     """The name of the fastest kernel that this machine has, and why it is that one."""
-    has_onednn = torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported()
-    if has_onednn and not onednn.saturates():
-        return "onednn", "oneDNN uses the processor's VNNI instructions to their limit"
-    if library() is not None:
-        return "native", "without VNNI instructions the C kernels need fewer multiplications than oneDNN"
-    if has_onednn:
-        return "onednn", f"there are no C kernels: {absence()}"
-    return "reference", f"there are neither C kernels ({absence()}) nor those of oneDNN for x86"
+    level = best_level()
+    if level is not None and library(level) is not None:
+        return level, _REASONS[level]
+    if torch.backends.mkldnn.is_available() and torch.cpu._is_avx2_supported():
+        return "onednn", f"there are no C kernels: {kernels_absence()}"
+    return "reference", f"there are neither C kernels ({kernels_absence()}) nor those of oneDNN for x86"
+
+
+def best_level() -> str | None:
+    """The best instructions that this machine has and the C kernels can be compiled for; None where it has none."""
+    return next((level for level in _REASONS if supported(level)), None)
+
+
+def kernels_absence() -> str:
+    """Why there are no C kernels for the best instructions of this machine; empty where there are."""
+    return absence(best_level() or "avx2")
 
 
 def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -140,23 +162,22 @@ def _run_onednn(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.T
     return _finish(x, products, step, zero - onednn.ZERO, weight, activation)
 
 
-def _run_native(x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
-    kernels = library()
+def padded(tokens: int, in_features: int, level: str) -> int:
+    """Bytes that the C kernels need for the codes of so many tokens."""
+    return (tokens + ROWS[level]) * (in_features + -in_features % _PADDED)
+
+
+def _run_native(level: str, x: torch.Tensor, weight: Int8Weight, activation: str) -> torch.Tensor:
+    kernels = library(level)
     assert kernels is not None
     tokens, (out_features, in_features) = x.shape[0], weight.shape
     out = torch.empty(tokens, out_features)
-    padded = in_features + -in_features % _PADDED
-    codes = torch.empty((tokens + _ROWS) * padded, dtype=torch.uint8)
+    codes = torch.empty(padded(tokens, in_features, level), dtype=torch.uint8)
     steps, zeros = torch.empty(2, tokens).unbind()
-    rest = weight.rest
-    pointers = [t.data_ptr() for t in (weight.scale, weight.bias, weight.sums, rest.ptr, rest.col, rest.value)]
-    struct = WeightStruct(out_features, in_features, *pointers, ACTIVATIONS.index(activation))
     kernels.lowbit_linear(
+        ctypes.addressof(weight.struct(activation)),
         x.data_ptr(),
         tokens,
-        weight.packed.data_ptr(),
-        ctypes.addressof(struct),
-        _SUMS[weight.limit],
         codes.data_ptr(),
         steps.data_ptr(),
         zeros.data_ptr(),
@@ -181,23 +202,36 @@ def _places_native(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, 
 def _places_onednn(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Read off how oneDNN lays out the digits of the flat positions, as the layout is its own affair."""
     size = shape[0] * shape[1]
-    flat, found = torch.arange(size).view(shape), torch.zeros(size, dtype=torch.int64)
-    for shift in range(0, size.bit_length(), 7):
+    flat = torch.arange(1, size + 1).view(shape)  # what is 0 then is padding
+    found: torch.Tensor | int = 0
+    for shift in range(0, (size + 1).bit_length(), 7):
         digits = onednn.pack((flat >> shift & 127).to(torch.int8))
-        found += onednn.packed_bytes(digits)[:size].long() << shift
-    places = torch.empty_like(found)
-    places[found] = torch.arange(size)
-    return places[rows * shape[1] + columns]
+        found = found + (onednn.packed_bytes(digits)[: onednn.sums_start(shape)].long() << shift)
+    assert isinstance(found, torch.Tensor)
+    places = torch.empty(size + 1, dtype=torch.int64)
+    places[found] = torch.arange(found.numel())
+    return places[rows * shape[1] + columns + 1]
 
 
+def _native(level: str) -> Kernel:
+    limits = _SUMMED if level == "avx2" else (_FULL,)
+    return Kernel(limits, _pack_native, lambda packed: packed.view(-1), _places_native, partial(_run_native, level))
+
+
+_REASONS = {
+    "amx": "the processor multiplies tiles of int8",
+    "vnni": "the processor adds four products at a time",
+    "avx2": "without VNNI instructions the C kernels need fewer multiplications than oneDNN",
+}
 KERNELS = {
-    "native": Kernel(tuple(_SUMS), _pack_native, lambda packed: packed.view(-1), _places_native, _run_native),
+    **{level: _native(level) for level in _REASONS},
     "onednn": Kernel(
-        (max(_SUMS) if onednn.saturates() else _FULL,),
+        (max(_SUMMED) if onednn.saturates() else _FULL,),
         onednn.pack,
         onednn.packed_bytes,
         _places_onednn,
         _run_onednn,
+        onednn.put_sums,
     ),
     "reference": Kernel(
         (_FULL,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 
 import torch
 
@@ -27,6 +28,24 @@ def packed_bytes(packed: torch.Tensor) -> torch.Tensor:
     """The memory of a packed weight as flat int8; it must not outlive ``packed``."""
     size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
     return torch.frombuffer((ctypes.c_int8 * size).from_address(address), dtype=torch.int8)
+
+
+@cache
+def sums_start(shape: tuple[int, int]) -> int | None:
+    """Where a packed weight [out, in] keeps the negated sums of its rows, int32, in bytes; None where it has none.
+
+    Processors with VNNI have them, so that inputs with a zero point cost nothing.
+    """
+    ones = packed_bytes(pack(torch.ones(shape, dtype=torch.int8)))
+    found = (ones[: ones.numel() // 4 * 4].view(torch.int32) == -shape[1]).nonzero()
+    return 4 * int(found[0]) if found.numel() else None
+
+
+def put_sums(packed: torch.Tensor, sums: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Tell a packed weight [out, in], whose codes were written to, what ``sums`` int32 [out] its rows have now."""
+    start = sums_start(shape)
+    if start is not None:
+        packed_bytes(packed)[start : start + 4 * shape[0]].view(torch.int32).copy_(-sums[: shape[0]])
 
 
 def multiply(codes: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

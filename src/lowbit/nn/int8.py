@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,10 +53,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = tensor.shape
         folded = fold(tensor, KERNELS[kernel].limits)
-        self.layout = pack_weight(folded, bias, kernel)
+        self.layout = self._own = pack_weight(folded, bias, kernel)
         self.activation = "none"
         self.folded_error, self.exact_rows = folded.error, folded.exact_rows
-        self._own = (self.layout.sums, self.layout.scale, self.layout.rest)
         self._step = tensor.scale.float().view(-1) if folded.exact_rows == self.out_features else None
         self._flat = tensor.outlier_positions().to(torch.int32)
         self._places = self._places_of(self._flat)
@@ -134,10 +133,11 @@ class Int8Linear(nn.Module):
         view, active = self._view, self._active
         if active is not None and (patch is None or patch.places is not active.places):
             view.scatter_(0, active.places.long(), active.base)
-        self.layout.sums, self.layout.scale, self.layout.rest = self._own
+        self.layout = self._own
         if patch is not None:
             view.scatter_(0, patch.places.long(), patch.codes)
-            self.layout.sums, self.layout.scale, self.layout.rest = patch.sums, patch.scale, patch.rest
+            self.layout = replace(self._own, sums=patch.sums, scale=patch.scale, rest=patch.rest)
+        KERNELS[self.layout.kernel].note_sums(self.layout.packed, self.layout.sums, self.layout.shape)
         self._active = patch
 
     @property

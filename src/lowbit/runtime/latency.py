@@ -15,6 +15,7 @@ from lowbit.errors import UnsupportedModelError
 from lowbit.kernels import KERNELS, best_kernel, keeps_codes, kernels_absence
 from lowbit.nn import Int8Linear, QuantEmbedding, QuantLinear, QuantModule, TiedQuantLinear
 from lowbit.runtime.fuse import fuse_activations
+from lowbit.runtime.layers import fuse_layers
 from lowbit.runtime.report import Choice, RuntimeReport
 from lowbit.runtime.switch import TaskState, make_task, switch
 
@@ -38,8 +39,8 @@ def prepare_torch(model: PreTrainedModel) -> PreTrainedModel:
         remove_adapter(model)
     swapped = _swap_linears(model, kernel)
     model.requires_grad_(False).eval()
-    fused = fuse_activations(model)
-    model.lowbit_runtime = _report(model, swapped, fused, kernel, why)
+    fused, whole = fuse_activations(model), fuse_layers(model)
+    model.lowbit_runtime = _report(model, swapped, fused, whole, kernel, why)
     model.save_pretrained = refuse_saving
     if as_one:
         return model
@@ -73,10 +74,14 @@ def _swap_linears(model: PreTrainedModel, kernel: str) -> dict[str, list[Int8Lin
     return swapped
 
 
-def _report(model: nn.Module, swapped: dict[str, list[Int8Linear]], fused: int, kernel: str, why: str) -> RuntimeReport:
+def _report(
+    model: nn.Module, swapped: dict[str, list[Int8Linear]], fused: int, whole: int, kernel: str, why: str
+) -> RuntimeReport:
     choices = [Choice(kind, len(layers), f"int8, {kernel}", why) for kind, layers in swapped.items() if layers]
     if fused:
         choices.append(Choice("activation", fused, "in the linear before it", "its values are at hand there"))
+    if whole:
+        choices.append(Choice("encoder layer", whole, "one call", "its parts share what is in the caches"))
     tables = sum(isinstance(module, QuantEmbedding) for module in model.modules())
     floats = sum(type(module) is nn.Linear for module in model.modules())
     if tables:

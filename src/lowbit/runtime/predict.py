@@ -64,7 +64,9 @@ def _stream(
     remaining = iter(texts)
     while chunk := list(itertools.islice(remaining, _AHEAD)):
         features = encode(_examples(chunk), tokenizer, length)
-        logits = predict_logits(model, tokenizer, features, batch_size=batch_size)
+        # What an execution layout leaves in float is little, and bfloat16 would show in the probabilities.
+        precision = "fp32" if hasattr(model, "lowbit_runtime") else "auto"
+        logits = predict_logits(model, tokenizer, features, batch_size=batch_size, precision=precision)
         if model.config.problem_type == "regression" or logits.shape[1] == 1:
             yield from ({"value": float(value)} for value in logits[:, 0])
             continue

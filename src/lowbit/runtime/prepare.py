@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lowbit.errors import MissingExtraError, SchemeError, UnsupportedModelError
-from lowbit.kernels import best_kernel
+from lowbit.kernels import LEVELS, best_kernel
 from lowbit.nn import QuantModule
 from lowbit.runtime.latency import prepare_torch
 
@@ -46,7 +46,7 @@ def prepare(
 
         return prepare_memory(model)
     if backend == "auto":
-        backend = "openvino" if _has_openvino() and best_kernel()[0] != "native" else "torch"
+        backend = "openvino" if _has_openvino() and best_kernel()[0] not in LEVELS else "torch"
     if backend == "torch":
         return prepare_torch(model)
     if not _has_openvino():
