@@ -13,6 +13,12 @@ settings.register_profile("suite", deadline=None)  # a busy machine is no failur
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True)
+def same_precision_everywhere(monkeypatch):
+    """``auto`` is float32 in the tests, whatever the processor has; those of bf16 ask for it."""
+    monkeypatch.setattr("lowbit.loop.passes.cpu_has_bf16", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder with the real data: ``LOWBIT_DATA``, or ``../shared/data`` beside the checkout."""

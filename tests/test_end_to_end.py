@@ -8,7 +8,6 @@ import lowbit
 from lowbit.adapter import adapter_target, apply_adapter, read_adapter, remove_adapter
 from lowbit.arch import find_module
 from lowbit.errors import AdapterError
-from lowbit.loop import use_bf16
 from lowbit.nn import QuantModule
 from tests.models import file_bytes, output
 from tests.tiny import BACKBONES, RECIPE, options, random_states, texts_of, toy_data
@@ -149,8 +148,7 @@ def test_the_whole_way(tiny, tmp_path, arch):
     # evaluate and predict: the same numbers on both, and those that tune reported
     scores = lowbit.evaluate(merged, data)
     assert scores == lowbit.evaluate(backbone, data, adapter=first.path)
-    if not use_bf16("auto", torch.device("cpu")):  # evaluate chooses, tune was told fp32
-        assert scores == first.metrics
+    assert scores == first.metrics
     answers = list(lowbit.predict(merged, texts_of(data)))
     for answer, other in zip(answers, lowbit.predict(backbone, texts_of(data), adapter=first.path), strict=True):
         assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=0.03)  # folded by other values

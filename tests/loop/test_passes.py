@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lowbit.loop import (
     predict_logits,
     use_bf16,
 )
+from lowbit.loop.passes import cpu_has_bf16
 from tests.models import tiny_model
 from tests.tiny import BACKBONES, random_states, toy_rows
 
@@ -81,7 +83,12 @@ def test_a_named_precision_is_obeyed():
 def test_auto_asks_for_bf16_instructions_on_a_processor(monkeypatch, avx512, amx):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert cpu_has_bf16() is (avx512 or amx)
+    monkeypatch.setattr("lowbit.loop.passes.cpu_has_bf16", cpu_has_bf16)
     assert use_bf16("auto", CPU) is (avx512 or amx)
+    model = SimpleNamespace(config=SimpleNamespace(model_type="deberta"))
+    assert use_bf16("auto", CPU, model) is False
+    assert use_bf16("bf16", CPU, model) is True
 
 
 @pytest.mark.parametrize("native", [True, False])

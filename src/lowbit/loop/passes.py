@@ -41,14 +41,25 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to run under bf16 autocast. ``auto`` asks for bf16 instructions: emulation is far slower than fp32."""
+def use_bf16(precision: str, device: torch.device, model: PreTrainedModel | None = None) -> bool:
+    """Whether to run under bf16 autocast. ``auto`` asks for bf16 instructions: emulation is far slower than fp32.
+
+    It is fp32 for a ``model`` that cannot run under autocast: transformers' first DeBERTa masks scores with the lowest
+    number of float32, which bf16 does not have.
+    """
     if precision not in PRECISIONS:
         raise SchemeError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision == "bf16"
+    if model is not None and model.config.model_type == "deberta":
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -111,7 +122,7 @@ def predict_logits(
                 progress(len(order), len(features), "rows")
             rows = [{k: v for k, v in features[row].items() if k != "labels"} for row in chosen]
             batch = collate(rows).to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device)):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bf16(precision, device, model)):
                 logits.append(model(**batch).logits.float().cpu())
             order += chosen
     if progress is not None:

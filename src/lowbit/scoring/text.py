@@ -71,7 +71,7 @@ def score_text(
     size = text_size(path, tokenizer)
     chosen = {} if sample is None else {"drawn": _draw(kind, size.tokens, sample, seed)}
     device, was_training = default_device(), model.training
-    bf16 = use_bf16(precision, device)
+    bf16 = use_bf16(precision, device, model)
     model.to(device, None if bf16 else torch.float32).eval()
     total, scored = 0.0, 0
     for batch in _batches(ROWS[kind](path, tokenizer, room, stride, **chosen), batch_size):

@@ -97,7 +97,7 @@ def train(
             trainer = _Trainer(
                 model=model,
                 loss=loss,
-                args=_arguments(folder, options),
+                args=_arguments(folder, options, use_bf16(options.precision, default_device(), model)),
                 train_dataset=MicroBatches(
                     features,
                     batches,
@@ -151,15 +151,14 @@ def _quiet_ddp() -> Iterator[None]:
         yield
 
 
-def _arguments(folder: str, options: TuneOptions) -> TrainingArguments:
+def _arguments(folder: str, options: TuneOptions, bf16: bool) -> TrainingArguments:
     """What Trainer is told: one long epoch of micro-batches, and nothing written or logged."""
-    device = default_device()
     arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
         gradient_accumulation_steps=options.accumulate,
-        bf16=use_bf16(options.precision, device),
-        use_cpu=device.type == "cpu",
+        bf16=bf16,
+        use_cpu=default_device().type == "cpu",
         seed=options.seed,
         save_strategy="no",
         logging_strategy="no",

@@ -52,7 +52,6 @@ def tune(
     output = refuse_existing(output)
     options = options or TuneOptions()
     check_options(method, METHODS[method], options)
-    _check_cache(options)
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
     task = task_of(data)
@@ -61,6 +60,8 @@ def tune(
     if is_quantized(tuned) != METHODS[method].from_backbone:
         hint = "give the float model" if is_quantized(tuned) else "quantize it first with `lowbit quantize`"
         raise AdapterError(f"method {method!r} cannot start from {model}: {hint}")
+    bf16 = use_bf16(options.precision, default_device(), tuned)
+    _check_cache(options, "bf16" if bf16 else "fp32")
     weights = linear_weights(tuned)
     collate = DataCollatorWithPadding(tokenizer)
     run = METHODS[method](tuned, folder, options)
@@ -76,7 +77,7 @@ def tune(
         "method": method,
         **options.to_dict(),
         "recipe": options.recipe.to_dict(),
-        "bf16": use_bf16(options.precision, default_device()),
+        "bf16": bf16,
         "teacher": model_digest(teacher) if teacher else None,
     }
     saved = SavedRun(output, facts)
@@ -135,9 +136,8 @@ def _record(method: str, options: TuneOptions, prepared: Prepared) -> dict[str, 
     return {"method": method, **options.to_dict(), **named, "learning_rates": rates}
 
 
-def _check_cache(options: TuneOptions) -> None:
+def _check_cache(options: TuneOptions, precision: str) -> None:
     """Refuse decoded weights in another precision than that of the run, which could not use them."""
-    precision = "bf16" if use_bf16(options.precision, default_device()) else "fp32"
     if options.cache not in ("none", precision):
         raise SchemeError(
             f"a {options.cache} cache belongs to a {options.cache} run, this one is in {precision}; "

@@ -118,7 +118,7 @@ class _Game:
         part: tuple[int, int],
     ) -> None:
         self._student, self._source, self._objective, self._options = student, source, objective, options
-        self._part, self._bf16 = part, use_bf16(options.precision, student.device)
+        self._part, self._bf16 = part, use_bf16(options.precision, student.device, student)
         groups = parameter_groups(student, options.learning_rate)
         minimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         players = source.players() if ascends else []
