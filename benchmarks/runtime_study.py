@@ -72,18 +72,19 @@ def agreement(work: Path, scheme: str, data_dir: str | None) -> None:
     if not backbone.exists():
         lowbit.quantize(minilm_folder(), scheme, output=backbone)
     if not adapter.exists():
-        lowbit.tune(backbone, adapter, data, options=lowbit.TuneOptions(epochs=1, batch_size=16, cache="fp32"))
+        options = lowbit.TuneOptions(epochs=1, batch_size=16, cache="fp32", precision="fp32")
+        lowbit.tune(backbone, adapter, data, options=options)
     tokenizer, dev = load_tokenizer(backbone), data.evaluations["dev"]
     features = [{k: v for k, v in row.items() if k != "labels"} for row in encode(dev, tokenizer, 128)]
     labels = torch.tensor(dev.labels)
-    plain = predict_logits(load(backbone, adapter), tokenizer, features, batch_size=None).argmax(dim=1)
+    plain = predict_logits(load(backbone, adapter), tokenizer, features, precision="fp32").argmax(dim=1)
     for layout, backend in LAYOUTS.items():
         if importlib.util.find_spec(backend) is None:
             continue
         texts = data.training_rows().texts[:CALIBRATION] if backend == "openvino" else None
         mode = "memory" if layout == "memory" else "latency"
         model = prepare(load(backbone, adapter), mode=mode, backend=backend, calibration=texts)
-        found = predict_logits(model, tokenizer, features, batch_size=None).argmax(dim=1)
+        found = predict_logits(model, tokenizer, features, precision="fp32").argmax(dim=1)
         row = {
             "kind": "agreement",
             "scheme": scheme,

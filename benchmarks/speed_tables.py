@@ -37,24 +37,24 @@ def speed(results: Path) -> str:
 
 @table("speed_ours")
 def speed_ours(results: Path) -> str:
-    """Our layouts beside the quickest peer of each workload, on the random BERT-base."""
+    """Our layouts beside the quickest peer of each workload, on the random BERT-base, processor by processor."""
     workloads, lines = _lines(results)
-    found = {peer: rows for (model, _, _, peer), rows in lines.items() if model == RANDOM_BERT}
-    peers = {name: rows for name, rows in found.items() if not name.startswith("lowbit")}
-    quickest = {
-        workload: min((rows[workload] for rows in peers.values() if workload in rows), key=lambda row: row["seconds"])
-        for workload in workloads
-        if any(workload in rows for rows in peers.values())
-    }
-    cells = [
-        [text, *(_cell(found.get(name, {}).get(workload)) for workload in quickest)]
-        for name, text in {**OURS, **PEERS}.items()
-        if name in found
-    ]
-    cells.append(
-        ["quickest other", *(f"{_cell(row)} {row['peer']}" for row in quickest.values())],
-    )
-    return markdown(["", *quickest], cells, text_columns=1)
+    random = {key: rows for key, rows in lines.items() if key[0] == RANDOM_BERT}
+    shapes = [workload for workload in workloads if any(workload in rows for rows in random.values())]
+    cells = []
+    for cpu in dict.fromkeys(cpu for _, _, cpu, _ in random):
+        found = {peer: rows for (_, _, where, peer), rows in random.items() if where == cpu}
+        shown = [name for name in {**OURS, **PEERS} if name in found]
+        cells += [[cpu, {**OURS, **PEERS}[name], *(_cell(found[name].get(shape)) for shape in shapes)] for name in shown]
+        cells.append([cpu, "quickest other", *(_quickest(found, shape) for shape in shapes)])
+    return markdown(["Processor", "", *shapes], cells, text_columns=2)
+
+
+def _quickest(found: dict[str, dict[str, Row]], shape: str) -> str:
+    """The best time among peers by name, ours left out."""
+    rows = [rows[shape] for peer, rows in found.items() if shape in rows and not peer.startswith("lowbit")]
+    best = min(rows, key=lambda row: row["seconds"], default=None)
+    return MISSING if best is None else f"{_cell(best)} {best['peer']}"
 
 
 @table("speed_cost")

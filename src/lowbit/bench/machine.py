@@ -19,7 +19,8 @@ def processor() -> str:
     file = _PROC / "cpuinfo"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+    widest = "AMX" if torch.cpu._is_amx_tile_supported() else torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.machine()} ({widest})"
 
 
 def resident_bytes() -> int | None:
