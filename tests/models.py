@@ -198,11 +198,14 @@ def tiny_batch(config):
 
 @torch.no_grad()
 def output(model):
-    """The main output of a model on the tiny batch: logits, or hidden states of a bare model."""
+    """The main output of a model on the tiny batch: logits, or hidden states of a bare model; zeros at padding."""
     batch = tiny_batch(model.config)
     if model.config.is_encoder_decoder and not hasattr(model, "classification_head"):
         batch["decoder_input_ids"] = batch["input_ids"][:, :5]
-    return model(**batch)[0]
+    found, mask = model(**batch)[0], batch.get("attention_mask")
+    if mask is None or found.shape[:2] != mask.shape or found.dim() != 3:
+        return found
+    return found.masked_fill(~mask.bool()[..., None], 0)
 
 
 def file_bytes(folder):

@@ -26,7 +26,7 @@ _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _SIGNATURES: dict[str, tuple[list[type[Any]], type[Any] | None]] = {
     "lowbit_linear": ([_POINTER, _POINTER, _LONG, *[_POINTER] * 4, _INT], None),
     "lowbit_project": ([_POINTER, _POINTER, _POINTER, _LONG, _INT], None),
-    "lowbit_layer": ([*[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG, _LONG, _POINTER, _INT], _INT),
+    "lowbit_layer": ([*[_POINTER] * 4, _LONG, _POINTER, _LONG, _LONG, _POINTER, _INT], _INT),
     "lowbit_feed": ([_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT], None),
 }
 

@@ -105,25 +105,28 @@ static void attend(const uint16_t *queries, long stride, long rows, const uint16
     }
 }
 
-/* All of query, key, value and attended are bfloat16 here. */
-static int attend_all(const Layer *l, const Room *room, long batch, long length, const uint8_t *mask, long mask_batch,
-                  long mask_query, int threads)
+/* All of query, key, value and attended are bfloat16 here. Sequence b has the tokens from starts[b] on. */
+static int attend_all(const Layer *l, const Room *room, const long *starts, long batch, const uint8_t *mask,
+                      long mask_batch, long mask_query, int threads)
 {
-    long stride = l->query.out, width = stride / l->heads, all = round_up(length, PAIRS);
+    long stride = l->query.out, width = stride / l->heads, longest = 0;
+    for (long b = 0; b < batch; b++)
+        if (starts[b + 1] - starts[b] > longest) longest = starts[b + 1] - starts[b];
+    const long most = round_up(longest, PAIRS);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        float *scores = aligned_alloc(64, QUERIES * all * 6 + all * width * 4);
-        uint16_t *chances = (uint16_t *)(scores + QUERIES * all), *keys = chances + QUERIES * all;
-        uint16_t *values = keys + all * width;
+        float *scores = aligned_alloc(64, QUERIES * most * 6 + most * width * 4);
+        uint16_t *chances = (uint16_t *)(scores + QUERIES * most), *keys = chances + QUERIES * most;
+        uint16_t *values = keys + most * width;
         failed = !scores;
-        if (scores) memset(chances, 0, QUERIES * all * 2);
+        if (scores) memset(chances, 0, QUERIES * most * 2);
         begin();
 #pragma omp for schedule(dynamic) collapse(2)
         for (long b = 0; b < batch; b++)
             for (long h = 0; h < l->heads; h++) {
                 if (!scores) continue;
-                long start = b * length * stride + h * width;
+                long length = starts[b + 1] - starts[b], start = starts[b] * stride + h * width;
                 pack_keys((const uint16_t *)room->key + start, stride, length, width, keys);
                 pack_values((const uint16_t *)room->value + start, stride, length, width, values);
                 for (long i = 0; i < length; i += QUERIES) {
@@ -139,12 +142,13 @@ static int attend_all(const Layer *l, const Room *room, long batch, long length,
     return failed;
 }
 
-/* The whole layer for sequences of equal length. Returns 0, or 1 where there was no memory. */
-int lowbit_layer(const Layer *l, const Room *room, float *x, long batch, long length, const uint8_t *mask,
+/* The whole layer for sequences that follow each other; with a mask all are equally long. Returns 0, or 1 where there
+   was no memory. */
+int lowbit_layer(const Layer *l, const Room *room, float *x, const long *starts, long batch, const uint8_t *mask,
                  long mask_batch, long mask_query, float *out, int threads)
 {
-    lowbit_project(l, room, x, batch * length, threads);
-    if (attend_all(l, room, batch, length, mask, mask_batch, mask_query, threads)) return 1;
-    lowbit_feed(l, room, x, batch * length, out, threads);
+    lowbit_project(l, room, x, starts[batch], threads);
+    if (attend_all(l, room, starts, batch, mask, mask_batch, mask_query, threads)) return 1;
+    lowbit_feed(l, room, x, starts[batch], out, threads);
     return 0;
 }
