@@ -9,7 +9,7 @@ import torch
 from lowbit.qtensor import QuantizedTensor, sparse_places
 from lowbit.scheme import CODEBOOKS, Scheme
 
-_ROOM = 1.5  # how far outliers may stretch the step of a row that keeps no exact codes
+_ROOM = 1.5  # what outliers need beyond the largest code: how far they may stretch the step of a row
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def keeps_codes(scheme: Scheme, limit: int) -> bool:
     """Whether folding keeps the codes of any weight of this scheme exactly, so that its step sizes can still change."""
     if scheme.granularity == "group" or scheme.levels in CODEBOOKS or not scheme.symmetric:
         return False
-    return (2**scheme.bits - 1 if scheme.levels == "midrise" else 2 ** (scheme.bits - 1)) <= limit
+    code = 2**scheme.bits - 1 if scheme.levels == "midrise" else 2 ** (scheme.bits - 1)
+    return _ROOM * code < limit + 0.5
 
 
 def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
@@ -93,9 +94,9 @@ def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
 
     It is the first one at least twice the largest decoded code, so that outliers have room, else the last. A row on a
     grid of step s gets the step s / k with k = floor(limit s / max|w|), at least 1: its codes stay exact, and outliers
-    are rounded. Other rows, and those whose codes exceed the limit, get their largest weight over the limit, outliers
-    counted up to one and a half times the largest decoded code. What lies beyond the limit is clipped, and what is
-    missing goes to ``rest``.
+    are rounded. Other rows, and those whose codes leave no room for outliers beyond them, get their largest weight over
+    the limit, outliers counted up to one and a half times the largest decoded code. What lies beyond the limit is
+    clipped, and what is missing goes to ``rest``, which costs time.
     """
     dense, step = tensor.dequantize_dense(), row_step(tensor)
     weight = dense if tensor.outlier_value is None else tensor.dequantize()
@@ -104,7 +105,8 @@ def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
     scale = torch.minimum(largest, _ROOM * largest_dense) / limit
     exact = torch.zeros_like(scale, dtype=torch.bool)
     if step is not None:
-        exact = (largest_dense < (limit + 0.5) * step) & (step > 0)
+        room = torch.minimum(largest, _ROOM * largest_dense)
+        exact = (room < (limit + 0.5) * step) & (step > 0)
         parts = (limit * step / _nonzero(largest)).floor().clamp(1, limit)
         scale = torch.where(exact, step / parts, scale)
     scale = _nonzero(scale)

@@ -44,16 +44,17 @@ class Int8Weight:
     sums: torch.Tensor
     bias: torch.Tensor
     rest: Rest
-    structs: dict[str, WeightStruct] = field(init=False, repr=False, default_factory=dict)
+    structs: dict[str, tuple[WeightStruct, torch.Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     def struct(self, activation: str) -> WeightStruct:
         """What the C kernels take; it points into the tensors of this weight, which must outlive it."""
         if activation not in self.structs:
-            rest = self.rest
-            tensors = (self.packed, self.scale, self.bias, self.sums, rest.ptr, rest.col, rest.value)
+            rest, rows = self.rest, self.rest.rows().to(torch.int32)
+            tensors = (self.packed, self.scale, self.bias, self.sums, rest.ptr, rows, rest.col, rest.value)
             pointers = [tensor.data_ptr() for tensor in tensors]
-            self.structs[activation] = WeightStruct(*self.shape, self.limit, *pointers, ACTIVATIONS.index(activation))
-        return self.structs[activation]
+            struct = WeightStruct(*self.shape, self.limit, *pointers, ACTIVATIONS.index(activation))
+            self.structs[activation] = (struct, rows)
+        return self.structs[activation][0]
 
 
 @dataclass(frozen=True)

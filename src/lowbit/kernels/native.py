@@ -43,6 +43,7 @@ class WeightStruct(ctypes.Structure):
         ("bias", _POINTER),
         ("sums", _POINTER),
         ("rest_ptr", _POINTER),
+        ("rest_row", _POINTER),
         ("rest_col", _POINTER),
         ("rest_value", _POINTER),
         ("activation", _LONG),

@@ -23,7 +23,7 @@ typedef struct {
     const int8_t *codes;
     const float *scale, *bias; /* [out padded to COLS] */
     const int32_t *sums;       /* sum of the codes of a row, [out padded to COLS] */
-    const int32_t *rest_ptr, *rest_col;
+    const int32_t *rest_ptr, *rest_row, *rest_col;
     const float *rest_value;
     long activation; /* 0 none, 1 gelu, 2 relu */
 } Weight;
@@ -66,11 +66,10 @@ static inline float value(const void *x, long i, int half)
 }
 
 /* What the codes of `cols` rows of W from `first` on cannot express: entries of W times the inputs themselves. */
-static void add_rest(const Weight *w, long first, long cols, const void *x, int half, float *y)
+static inline void add_rest(const Weight *w, long first, long cols, const void *x, int half, float *y)
 {
-    for (long row = 0; row < cols; row++)
-        for (int32_t i = w->rest_ptr[first + row]; i < w->rest_ptr[first + row + 1]; i++)
-            y[row] += value(x, w->rest_col[i], half) * w->rest_value[i];
+    for (int32_t i = w->rest_ptr[first]; i < w->rest_ptr[first + cols]; i++)
+        y[w->rest_row[i] - first] += value(x, w->rest_col[i], half) * w->rest_value[i];
 }
 
 #ifdef __AVX512VNNI__
