@@ -9,7 +9,8 @@ import torch
 from lowbit.qtensor import QuantizedTensor, sparse_places
 from lowbit.scheme import CODEBOOKS, Scheme
 
-_ROOM = 1.5  # what outliers need beyond the largest code: how far they may stretch the step of a row
+_ROOM = 1.5  # a row keeps its codes where outliers so many times larger than them have codes, too
+_STRETCH = 2.5  # how far outliers may stretch the step of other rows; what lies beyond is kept apart, which costs time
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
     weight = dense if tensor.outlier_value is None else tensor.dequantize()
     largest, largest_dense = _largest(weight), _largest(dense)
     limit = _choose_limit(largest_dense, step, limits)
-    scale = torch.minimum(largest, _ROOM * largest_dense) / limit
+    scale = torch.minimum(largest, _STRETCH * largest_dense) / limit
     exact = torch.zeros_like(scale, dtype=torch.bool)
     if step is not None:
         room = torch.minimum(largest, _ROOM * largest_dense)
