@@ -83,7 +83,13 @@ def test_padding_is_left_out(level, heads):
         assert found[row].count_nonzero(dim=1).bool().sum() == 3 * row + 1
 
 
-def test_a_mask_that_was_written_to_is_read_again():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_mask_that_was_written_to_is_read_again(mode):
+    with mode():
+        check_a_mask_that_is_written_to()
+
+
+def check_a_mask_that_is_written_to():
     layer, x = make_layer("reference"), gaussian(2, 8, 64)
     mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
     mask[..., 4:] = False

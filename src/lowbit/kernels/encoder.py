@@ -107,6 +107,8 @@ class _Masks(threading.local):
 
     def of(self, mask: torch.Tensor, shape: tuple[int, int]) -> _Kept | None:
         """The tokens to compute; None where the mask hides few of them, or something else from each query."""
+        if mask.is_inference():  # nothing tells whether it was written to
+            return _find_kept(mask, shape)
         if mask is not self.mask or mask._version != self.version:
             self.mask, self.version, self.found = mask, mask._version, _find_kept(mask, shape)
         return self.found
