@@ -91,16 +91,17 @@ def trials(results: Path) -> str:
 @table("options")
 def options(results: Path) -> str:
     """One line per width and option that was changed: held-out scores, and how the mean differs from none changed."""
+    same = ("model", "scheme", "rate", "task", "rows", "precision")
     plain = {}
-    for row in newest(_rows(results, "trial"), *_KEY, "rate", "rows"):
+    for row in newest(_rows(results, "trial"), *_KEY, "rate", "rows", "precision"):
         if row["method"] == "outliers":
-            plain[row["model"], row["scheme"], row["rate"], row["task"], row["rows"]] = 100 * row["score"]
+            plain[tuple(row.get(name) for name in same)] = 100 * row["score"]
     found: dict[tuple[str, str, float, str], dict[str, float]] = {}
     gains: dict[tuple[str, str, float, str], list[float]] = {}
     for row in newest(_rows(results, "option"), *_KEY, "rate", "option"):
         line = (row["model"], row["scheme"], row["rate"], row["option"])
         score = found.setdefault(line, {})[row["task"]] = 100 * row["score"]
-        before = plain.get((row["model"], row["scheme"], row["rate"], row["task"], row["rows"]))
+        before = plain.get(tuple(row.get(name) for name in same))
         gains.setdefault(line, []).extend([] if before is None else [score - before])
     tasks = sorted({task for scores in found.values() for task in scores})
     lines = []

@@ -27,7 +27,9 @@ def agreement(results: Path) -> str:
         ]
         for row in _rows(results, "agreement")
     ]
-    return markdown(["Bits", "Layout", "Changed", "Accuracy before", "Accuracy after", "Processor"], lines, text_columns=2)
+    return markdown(
+        ["Bits", "Layout", "Changed", "Accuracy before", "Accuracy after", "Processor"], lines, text_columns=2
+    )
 
 
 @table("layouts")

@@ -45,7 +45,9 @@ def speed_ours(results: Path) -> str:
     for cpu in dict.fromkeys(cpu for _, _, cpu, _ in random):
         found = {peer: rows for (_, _, where, peer), rows in random.items() if where == cpu}
         shown = [name for name in {**OURS, **PEERS} if name in found]
-        cells += [[cpu, {**OURS, **PEERS}[name], *(_cell(found[name].get(shape)) for shape in shapes)] for name in shown]
+        cells += [
+            [cpu, {**OURS, **PEERS}[name], *(_cell(found[name].get(shape)) for shape in shapes)] for name in shown
+        ]
         cells.append([cpu, "quickest other", *(_quickest(found, shape) for shape in shapes)])
     return markdown(["Processor", "", *shapes], cells, text_columns=2)
 

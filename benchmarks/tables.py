@@ -7,7 +7,6 @@ them is generated. ``--check`` writes nothing, prints a unified diff and exits w
 import argparse
 import difflib
 import re
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,52 +19,12 @@ import speed_tables  # noqa: F401
 import tuning_tables  # noqa: F401
 import untuned_tables  # noqa: F401
 import zeroshot_tables  # noqa: F401
-from markup import MISSING, TABLES, markdown, mebibytes, newest, show, table
+from markup import TABLES, markdown, mebibytes, newest, show, table
 from rows import Row, RowError, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = re.compile(r"^<!-- table:(?P<name>\w+) -->\n.*?^<!-- /table -->$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"^<!-- (?:table:\w+|/table) -->$", re.MULTILINE)
-
-
-@table("quality")
-def quality(results: Path) -> str:
-    """One line per model and task; a cell is the mean over seeds."""
-    columns = {
-        "full": ("full", "fp32"),
-        "PTQ w4": ("ptq", "w4"),
-        "ours w4": ("outliers", "w4"),
-        "PTQ w3": ("ptq", "w3"),
-        "ours w3": ("outliers", "w3"),
-    }
-    cells: dict[tuple[str, ...], list[Row]] = {}
-    for row in read_rows(results / "quality.jsonl"):
-        cell = (row["model"], row["task"], row["metric"], row["method"], row["scheme"])
-        cells.setdefault(cell, []).append(row)
-    lines = [
-        [*line, *(score(cells.get((*line, *column), [])) for column in columns.values())]
-        for line in sorted({cell[:3] for cell in cells})
-    ]
-    return markdown(["Model", "Task", "Metric", *columns], lines, text_columns=3)
-
-
-def score(rows: Sequence[Row]) -> str:
-    """Mean ± sample standard deviation over the seeds of one configuration.
-
-    Runs of different configurations (precision, epochs, training rows) are never averaged: the newest wins.
-    """
-    configuration = ("precision", "epochs", "rows")
-    latest = newest(rows)
-    scores = [
-        row["score"]
-        for row in newest(rows, "seed", *configuration)
-        if all(row.get(name) == latest[0].get(name) for name in configuration)
-    ]
-    if not scores:
-        return MISSING
-    if len(scores) == 1:
-        return f"{scores[0]:.3f}"
-    return f"{statistics.fmean(scores):.3f} ± {statistics.stdev(scores):.3f} (n={len(scores)})"
 
 
 @table("perplexity")

@@ -4,19 +4,6 @@ import pytest
 
 from benchmarks import tables
 
-QUALITY = {
-    "model": "minilm",
-    "task": "sst2",
-    "metric": "accuracy",
-    "method": "full",
-    "scheme": "fp32",
-    "seed": 0,
-    "score": 0.9,
-    "precision": "fp32",
-    "epochs": 3,
-    "rows": 67349,
-    "date": "2026-01-01",
-}
 SIZE = {
     "geometry": "bert-base",
     "scheme": "w4",
@@ -76,49 +63,19 @@ def body(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("name", ["quality", "size", "stage1", "budgets", "perplexity"])
+@pytest.mark.parametrize("name", ["size", "stage1", "budgets", "perplexity"])
 def test_a_missing_file_gives_a_line_of_dashes(results, name):
     table = tables.TABLES[name](results)
     assert {cell for line in body(table) for cell in line} == {"–"}
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_quality_puts_each_method_in_its_column_and_shows_missing_cells(results):
-    write(
-        results / "quality.jsonl",
-        [
-            QUALITY,
-            QUALITY | {"method": "ptq", "scheme": "w3", "score": 0.5},
-            QUALITY | {"method": "outliers", "scheme": "w4", "score": 0.8996},
-            QUALITY | {"task": "cola", "metric": "mcc", "method": "ptq", "scheme": "w4", "score": 0.25},
-        ],
-    )
-    assert body(tables.quality(results)) == [
-        ["minilm", "cola", "mcc", "–", "0.250", "–", "–", "–"],
-        ["minilm", "sst2", "accuracy", "0.900", "–", "0.900", "0.500", "–"],
-    ]
-
-
-def test_quality_gives_mean_and_deviation_over_seeds(results):
-    write(results / "quality.jsonl", [QUALITY | {"seed": seed, "score": 0.8 + seed / 10} for seed in range(3)])
-    assert body(tables.quality(results))[0][3] == "0.900 ± 0.100 (n=3)"
-
-
-def test_the_newest_row_of_a_seed_wins_by_date_not_by_position(results):
-    write(results / "quality.jsonl", [QUALITY | {"date": "2026-02-01", "score": 0.7}, QUALITY])
-    assert body(tables.quality(results))[0][3] == "0.700"
-
-
-def test_the_later_line_wins_between_equal_dates(results):
-    write(results / "quality.jsonl", [QUALITY, QUALITY | {"score": 0.7}])
-    assert body(tables.quality(results))[0][3] == "0.700"
-
-
-@pytest.mark.parametrize("changed", [{"epochs": 1}, {"rows": 1000}, {"precision": "bf16"}])
-def test_runs_of_different_configurations_are_not_averaged(results, changed):
-    other = QUALITY | changed | {"seed": 1, "score": 0.1, "date": "2025-12-31"}
-    write(results / "quality.jsonl", [QUALITY, other])
-    assert body(tables.quality(results))[0][3] == "0.900"
+def test_the_newest_row_wins_by_date_not_by_position_and_the_later_line_between_equal_dates(results):
+    rows = [PERPLEXITY | {"date": "2026-02-01", "perplexity": 7.0}, PERPLEXITY]
+    write(results / "perplexity.jsonl", rows)
+    assert body(tables.perplexity(results))[0][-2] == "7.0"
+    write(results / "perplexity.jsonl", [PERPLEXITY, PERPLEXITY | {"perplexity": 8.0}])
+    assert body(tables.perplexity(results))[0][-2] == "8.0"
 
 
 def test_size_shows_both_bit_counts_and_keeps_the_last_measurement(results):
