@@ -115,16 +115,21 @@ def options(results: Path) -> str:
 
 @table("long")
 def long(results: Path) -> str:
-    """Longer runs on SST-2, scored on held-out sentences: one line per number of rows, method, rate and change."""
+    """Longer runs, scored on held-out rows: one line per task, precision, number of rows, method, rate and change.
+
+    Of SST-2, those that hold out whole sentences.
+    """
     lines = []
     for row in _rows(results, "long"):
-        if row.get("held_out") != "sentences":
+        if not row.get("held_out"):
             continue
-        changes = [f"{name} {value:g}" for name, value in row["options"].items()]
+        changes = [
+            f"{name} {value:g}" if name == "budget" else f"{name} {value}" for name, value in row["options"].items()
+        ]
         changes += [row["optimizer"]] if "optimizer" in row else []
-        cells = [row["model"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}", ", ".join(changes) or MISSING]
-        lines.append([*cells, str(row["rows"]), f"{100 * row['score']:.1f}"])
-    return markdown(["Model", "Bits", "Method", "Rate", "Changed", "Rows", "Score"], lines, text_columns=5)
+        cells = [row["task"], row["precision"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}"]
+        lines.append([*cells, ", ".join(changes) or MISSING, str(row["rows"]), f"{100 * row['score']:.1f}"])
+    return markdown(["Task", "Run in", "Bits", "Method", "Rate", "Changed", "Rows", "Score"], lines, text_columns=6)
 
 
 def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:

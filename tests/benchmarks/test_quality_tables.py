@@ -91,12 +91,18 @@ def test_trials_show_every_rate(results):
 
 
 def test_long_runs_show_what_was_changed(results):
-    run = OURS | {"kind": "long", "held_out": "sentences", "options": {"budget": 0.01}, "score": 0.8}
+    run = OURS | {
+        "kind": "long",
+        "precision": "bf16",
+        "held_out": "sentences",
+        "options": {"budget": 0.01},
+        "score": 0.8,
+    }
     other = run | {"options": {}, "optimizer": "another", "rows": 10}
     write(results / "tuning_quality.jsonl", [run, other, run | {"held_out": None}])
     assert body(tables.TABLES["long"](results)) == [
-        ["minilm", "w4", "outliers (ours)", "0.01", "budget 0.01", "12000", "80.0"],
-        ["minilm", "w4", "outliers (ours)", "0.01", "another", "10", "80.0"],
+        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "budget 0.01", "12000", "80.0"],
+        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "another", "10", "80.0"],
     ]
 
 
