@@ -10,13 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLS = 16, GROUP = 64 };
-#ifndef CHUNK
-#define CHUNK 128
-#endif
-#ifndef FEW_TOKENS
-#define FEW_TOKENS 300
-#endif
+/* Rows of a panel; inputs they are padded to; tokens that a thread takes at a time; from how many tokens on it does. */
+enum { COLS = 16, GROUP = 64, CHUNK = 128, MANY = 300 };
 
 typedef struct {
     long out, in, limit; /* no code exceeds limit */
@@ -140,7 +135,7 @@ static inline Rounded rounded_from(Rounded all, long first, long in)
 static long chunk_of(long tokens, int threads)
 {
     long each = (tokens + threads - 1) / threads, chunk = (each + ROWS - 1) / ROWS * ROWS;
-    return tokens < FEW_TOKENS ? 0 : chunk < CHUNK ? chunk : CHUNK;
+    return tokens < MANY ? 0 : chunk < CHUNK ? chunk : CHUNK;
 }
 
 /* `q`, `steps` and `zeros` are room for the rounded tokens. */
@@ -162,7 +157,7 @@ void lowbit_linear(const Weight *w, float *x, long tokens, uint8_t *q, float *st
 #pragma omp for schedule(dynamic)
             for (long t = 0; t < tokens; t += chunk) {
                 long n = tokens - t < chunk ? tokens - t : chunk;
-                Rounded own = rounded_from(rounded, chunk * omp_get_thread_num(), w->in);
+                Rounded own = rounded_from(rounded, t, w->in);
                 round_rows(rows_from(inputs, t), n, w->in, own, 0, 1);
                 multiply(w, rows_from(inputs, t), own, n, rows_from(outputs, t), 0, 1);
             }
