@@ -3,8 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from markup import markdown, newest, show, step_cost, table
+from markup import MISSING, markdown, newest, show, step_cost, table
 from rows import Row, read_rows
+
+
+@table("zeroshot_quality")
+def zeroshot_quality(results: Path) -> str:
+    """One line per result: score on dev, that of its teacher, how far their logits are apart, and the last loss."""
+    rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "final"]
+    lines = [
+        [
+            *(show(row, name) for name in ("model", "task", "scheme", "method")),
+            row["generator"] or MISSING,
+            str(row["seed"]),
+            *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
+            show(row, "distance", "{:.4f}"),
+            show(row, "gap", "{:.3f}"),
+        ]
+        for row in newest(rows, "model", "task", "scheme", "method", "generator", "seed")
+    ]
+    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Seed", "Teacher", "Score", "Distance", "Gap"]
+    return markdown(headings, lines, text_columns=5)
 
 
 @table("zeroshot_cost")

@@ -6,6 +6,7 @@ import zeroshot_quality
 from rows import read_rows
 
 import lowbit
+from benchmarks import tables
 from lowbit.data import TaskData
 from tests.tiny import options, toy_data
 from tests.zeroshot.runs import RUN
@@ -63,3 +64,26 @@ def test_pairs_of_sentences_stay_pairs():
     texts = zeroshot_quality.training_texts(toy_data(pairs=True))
     assert all(isinstance(text, tuple) for text in texts)
     assert all(isinstance(text, str) for text in zeroshot_quality.training_texts(toy_data()))
+
+
+def test_the_table_shows_finals_beside_their_teachers(results):
+    row = {
+        "kind": "final",
+        "model": "minilm",
+        "task": "sst2",
+        "scheme": "w2a8",
+        "method": "zsaq",
+        "generator": "opt",
+        "seed": 1,
+        "teacher_score": 0.9,
+        "score": 0.85,
+        "distance": 0.12345,
+        "gap": 0.5,
+    }
+    rows = [row, row | {"kind": "trial"}, row | {"method": "rtn", "generator": None, "score": 0.8}]
+    (results / "zeroshot_quality.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    lines = tables.TABLES["zeroshot_quality"](results).splitlines()[2:]
+    assert lines == [
+        "| minilm | sst2 | w2a8 | zsaq | opt | 1 | 90.0 | 85.0 | 0.1235 | 0.500 |",
+        "| minilm | sst2 | w2a8 | rtn | – | 1 | 90.0 | 80.0 | 0.1235 | 0.500 |",
+    ]
