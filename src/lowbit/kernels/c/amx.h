@@ -20,14 +20,34 @@ static inline void begin(void) { _tile_loadconfig(&CONFIG); }
 
 static inline void end(void) { _tile_release(); }
 
-/* Tiles 0 to 3 sum 32 tokens by 2 panels, 4 and 5 are the tokens, 6 and 7 the panels. A panel that is missing is taken
-   to be the one before it, and its sums are not used. */
+/* Sums of 16 tokens, or of 32 where `both`, by 2 panels: in tiles 0 to 3. 4 and 5 are the tokens, 6 and 7 the panels. */
+static inline __attribute__((always_inline)) void sum_tiles(const uint8_t *q, long stride, const int8_t *w,
+                                                            const int8_t *next, long groups, Ahead ahead,
+                                                            const int both)
+{
+    const char *fetch = (const char *)ahead.from, *end = fetch + 64 * ahead.lines;
+    const long step = (64 * ahead.lines / (groups / 16) + 63) / 64 * 64;
+    for (long i = 0; i < groups; i += 16) {
+        for (const char *stop = fetch + step; fetch < stop && fetch < end; fetch += 64)
+            _mm_prefetch(fetch, _MM_HINT_T1);
+        _tile_loadd(4, q + 4 * i, stride);
+        _tile_loadd(6, w + 64 * i, 64);
+        _tile_dpbusd(0, 4, 6);
+        _tile_loadd(7, next + 64 * i, 64);
+        _tile_dpbusd(1, 4, 7);
+        if (both) {
+            _tile_loadd(5, q + 16 * stride + 4 * i, stride);
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+        }
+    }
+}
+
+/* A panel that is missing is taken to be the one before it, and its sums are not used. */
 static inline void tile(const uint8_t *q, long stride, const int8_t *w, long groups, long rows, long panels, long limit,
                         Ahead ahead, int32_t *out)
 {
     (void)limit;
-    const char *fetch = (const char *)ahead.from, *end = fetch + 64 * ahead.lines;
-    const long step = (64 * ahead.lines / (groups / 16) + 63) / 64 * 64;
     if (rows <= FEW) {
         vnni_tile(q, stride, w, groups, rows, panels, out);
         return;
@@ -36,31 +56,11 @@ static inline void tile(const uint8_t *q, long stride, const int8_t *w, long gro
     const int line = PANELS * COLS * sizeof(int32_t);
     _tile_zero(0);
     _tile_zero(1);
-    if (rows <= 16) {
-        for (long i = 0; i < groups; i += 16) {
-            for (const char *stop = fetch + step; fetch < stop && fetch < end; fetch += 64)
-                _mm_prefetch(fetch, _MM_HINT_T1);
-            _tile_loadd(4, q + 4 * i, stride);
-            _tile_loadd(6, w + 64 * i, 64);
-            _tile_dpbusd(0, 4, 6);
-            _tile_loadd(7, next + 64 * i, 64);
-            _tile_dpbusd(1, 4, 7);
-        }
-    } else {
+    if (rows <= 16) sum_tiles(q, stride, w, next, groups, ahead, 0);
+    else {
         _tile_zero(2);
         _tile_zero(3);
-        for (long i = 0; i < groups; i += 16) {
-            for (const char *stop = fetch + step; fetch < stop && fetch < end; fetch += 64)
-                _mm_prefetch(fetch, _MM_HINT_T1);
-            _tile_loadd(4, q + 4 * i, stride);
-            _tile_loadd(6, w + 64 * i, 64);
-            _tile_dpbusd(0, 4, 6);
-            _tile_loadd(7, next + 64 * i, 64);
-            _tile_dpbusd(1, 4, 7);
-            _tile_loadd(5, q + 16 * stride + 4 * i, stride);
-            _tile_dpbusd(2, 5, 6);
-            _tile_dpbusd(3, 5, 7);
-        }
+        sum_tiles(q, stride, w, next, groups, ahead, 1);
         _tile_stored(2, out + 16 * PANELS * COLS, line);
         _tile_stored(3, out + 16 * PANELS * COLS + COLS, line);
     }

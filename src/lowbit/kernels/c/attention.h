@@ -1,10 +1,5 @@
 /* Attention in bfloat16 with AMX, for heads whose width is a multiple of 32. */
 
-typedef struct {
-    const uint8_t *data; /* 1 where a query may look at a key; NULL for everywhere */
-    long batch, query;   /* bytes from one sequence, and one query, to the next */
-} Mask;
-
 enum { QUERIES = 16, PAIRS = 32 };
 
 static inline long round_up(long n, long to) { return (n + to - 1) / to * to; }

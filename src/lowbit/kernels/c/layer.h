@@ -101,8 +101,7 @@ void lowbit_feed(const Layer *l, const Room *room, float *x, long tokens, float 
                  omp_get_num_threads());
         else {
 #pragma omp for schedule(dynamic)
-            for (long t = 0; t < tokens; t += chunk)
-            {
+            for (long t = 0; t < tokens; t += chunk) {
                 long own = chunk * omp_get_thread_num(); /* the same memory for each chunk, so that it stays cached */
                 feed(l, rows_from(attended, t), rows_from(residual, t), rounded_from(rounded, own, l->inner.out),
                      tokens - t < chunk ? tokens - t : chunk, rows_from(sum, own), rows_from(inner, own),
