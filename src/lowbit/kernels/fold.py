@@ -96,7 +96,7 @@ def fold(tensor: QuantizedTensor, limits: tuple[int, ...]) -> Folded:
     It is the first one at least twice the largest decoded code, so that outliers have room, else the last. A row on a
     grid of step s gets the step s / k with k = floor(limit s / max|w|), at least 1: its codes stay exact, and outliers
     are rounded. Other rows, and those whose codes leave no room for outliers beyond them, get their largest weight over
-    the limit, outliers counted up to one and a half times the largest decoded code. What lies beyond the limit is
+    the limit, outliers counted up to two and a half times the largest decoded code. What lies beyond the limit is
     clipped, and what is missing goes to ``rest``, which costs time.
     """
     dense, step = tensor.dequantize_dense(), row_step(tensor)
