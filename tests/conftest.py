@@ -41,14 +41,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def with_threads():
-    """Calls a function with one thread and with two; gives both results."""
+    """Calls a function with one thread and with two, or with other numbers of them; gives all results."""
     import torch
 
     before = torch.get_num_threads()
 
-    def call(function):
+    def call(function, numbers=(1, 2)):
         results = []
-        for threads in (1, 2):
+        for threads in numbers:
             torch.set_num_threads(threads)
             results.append(function())
         return results

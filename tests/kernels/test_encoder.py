@@ -136,15 +136,10 @@ def test_a_sequence_does_not_depend_on_its_neighbours_or_the_threads(level, with
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_many_threads_have_room_of_their_own(level):
+def test_many_threads_have_room_of_their_own(level, with_threads):
     layer, x = make_layer(level), gaussian(1, 301, 64)
-    expected = encoder_layer(x, layer)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(8)
-        assert torch.equal(encoder_layer(x, layer), expected)
-    finally:
-        torch.set_num_threads(threads)
+    expected, found = with_threads(lambda: encoder_layer(x, layer), (1, 8))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -115,14 +115,10 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_threads(kernel, with_thr
 
 @pytest.mark.parametrize("kernel", FAST)
 @pytest.mark.parametrize("tokens", [3, 301, 700])
-def test_more_threads_than_there_is_work_for(kernel, tokens):
+def test_more_threads_than_there_is_work_for(kernel, tokens, with_threads):
     weight, x = packed((48, 64), kernel)[0], gaussian(tokens, 64)
-    expected, threads = int8_linear(x, weight), torch.get_num_threads()
-    try:
-        torch.set_num_threads(16)
-        assert torch.equal(int8_linear(x, weight), expected)
-    finally:
-        torch.set_num_threads(threads)
+    expected, found = with_threads(lambda: int8_linear(x, weight), (1, 16))
+    assert torch.equal(found, expected)
 
 
 def test_the_choice_of_the_kernel_says_why(monkeypatch):
