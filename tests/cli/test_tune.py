@@ -42,7 +42,7 @@ def test_every_option_is_passed_on(run, calls, table):
     flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
     flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20 --budget 0.5% --positions gradient"
     flags += " --initial decoded --rate-by-step --rank 3 --teacher there --float-model here --warmup 0.2"
-    flags += " --schedule cosine --cache fp32 --checkpointing"
+    flags += " --schedule cosine --dropout 0.3 --cache fp32 --checkpointing"
     assert run("tune", "model", "-o", "out", *table, *flags.split()).exit_code == 0
     ((_, _, data, method, options),) = calls
     assert (method, len(data.train)) == ("ptq", 6)
@@ -69,6 +69,7 @@ def test_every_option_is_passed_on(run, calls, table):
         float_model=Path("here"),
         warmup=0.2,
         schedule="cosine",
+        dropout=0.3,
         cache="fp32",
         checkpointing=True,
         save_steps=20,

@@ -82,6 +82,10 @@ def tune(
     ] = None,
     warmup: options.Warmup = 0.06,
     schedule: options.Schedule = "linear",
+    dropout: Annotated[
+        float | None,
+        typer.Option("--dropout", help="Default: 0 for a backbone, for a float model what its config says."),
+    ] = None,
     cache: Annotated[
         Literal["none", "bf16", "fp32"],
         typer.Option("--cache", help="Keep decoded weights in the precision of the run: faster, more memory."),
@@ -148,6 +152,7 @@ def tune(
         float_model=float_model,
         warmup=warmup,
         schedule=schedule,
+        dropout=dropout,
         cache=cache,
         checkpointing=checkpointing,
         precision=precision,

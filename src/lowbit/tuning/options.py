@@ -31,11 +31,12 @@ class TuneOptions:
     Training: ``learning_rate`` of what the method is about (outlier values, step sizes, low-rank factors, all
     weights); ``head_learning_rate`` of the head and of what is trained along. ``warmup``: part of the steps in which
     the rates rise; ``schedule``: how they fall afterwards, ``linear`` or ``cosine`` to 0, or ``constant``.
-    ``batch_size``: rows of one optimizer step, over all processes; ``accumulate``: in how many parts each process works
-    through its share of them, which saves memory. ``hold_out``: this part of the training rows is not trained on but
-    evaluated after each epoch, and the values with the lowest loss are kept; ``patience``: stop after so many
-    evaluations without a lower one. ``teacher``: folder of a float model fine-tuned for the task, whose logits and last
-    hidden states are learned along with the labels.
+    ``dropout``: its probability in all layers; None is 0 for a method that trains few values of a backbone, and the
+    model's own for the others. ``batch_size``: rows of one optimizer step, over all processes; ``accumulate``: in how
+    many parts each process works through its share of them, which saves memory. ``hold_out``: this part of the training
+    rows is not trained on but evaluated after each epoch, and the values with the lowest loss are kept; ``patience``:
+    stop after so many evaluations without a lower one. ``teacher``: folder of a float model fine-tuned for the task,
+    whose logits and last hidden states are learned along with the labels.
 
     What is trained: ``norms``, ``biases``, ``scales`` along with the outliers. ``budget``: at most this share of the
     weights of the block linears, counting everything but the head; None sets no limit. ``positions``: ``backbone``
@@ -59,6 +60,7 @@ class TuneOptions:
     head_learning_rate: float | None = None
     warmup: float = 0.06
     schedule: str = "linear"
+    dropout: float | None = None
     max_length: int = 128
     norms: bool = True
     biases: bool = True
@@ -95,6 +97,8 @@ class TuneOptions:
             raise SchemeError("learning rates must be positive")
         if not 0 <= self.warmup < 1:
             raise SchemeError(f"cannot warm up for {self.warmup} of the steps; give a part below 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise SchemeError(f"dropout is a probability from 0 to below 1, not {self.dropout}")
         if self.budget is not None and not 0 < self.budget <= 1:
             raise SchemeError(f"a budget is a share of the weights, above 0 and up to 1, not {self.budget}")
         if self.rank < 1:

@@ -29,10 +29,12 @@ from lowbit.loop import (
     processes,
     rate_by_step,
     rows_digest,
+    trainable_attention,
     use_bf16,
 )
 from lowbit.tuning.batches import Collate, Items, MicroBatches, Row, one_item, plan_batches, steps_per_epoch
 from lowbit.tuning.distill import Loss, label_loss
+from lowbit.tuning.dropout import dropout_of
 from lowbit.tuning.held_out import held_out_loss
 from lowbit.tuning.options import TuneOptions
 from lowbit.tuning.prepare import activations_remade
@@ -94,10 +96,11 @@ def train(
             progress=progress if world.is_main_process else None,
         )
         if not between.is_over():
+            bf16 = use_bf16(options.precision, default_device(), model)
             trainer = _Trainer(
                 model=model,
                 loss=loss,
-                args=_arguments(folder, options, use_bf16(options.precision, default_device(), model)),
+                args=_arguments(folder, options, bf16),
                 train_dataset=MicroBatches(
                     features,
                     batches,
@@ -116,7 +119,12 @@ def train(
                 callbacks=[between],
             )
             trainer.remove_callback(PrinterCallback)
-            with activations_remade(model), _checkpointing(model, options.checkpointing):
+            with (
+                activations_remade(model),
+                dropout_of(model, options.dropout),
+                trainable_attention(default_device(), bf16),
+                _checkpointing(model, options.checkpointing),
+            ):
                 trainer.train()
         state.take_best()
     return Trained(time.perf_counter() - start, state.best_step or state.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def tune(
     output = refuse_existing(output)
     options = options or TuneOptions()
     check_options(method, METHODS[method], options)
+    if METHODS[method].from_backbone and options.dropout is None:
+        options = dataclasses.replace(options, dropout=0.0)  # few values cannot overfit, and it costs time
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
     task = task_of(data)
