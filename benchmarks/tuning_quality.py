@@ -72,7 +72,8 @@ OPTIONS: dict[str, tuple[Row, Row]] = {
     "full levels": ({}, {"levels": "full"}),
 }
 BUDGET = 0.0079  # 0.5 % outliers, and the norms and biases of MiniLM
-KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "options", "rows", "epochs", "batch", "precision")
+KEY = ("kind", "model", "task", "method", "scheme", "seed", "rate", "dropout", "options", "rows", "epochs", "batch")
+KEY += ("precision",)
 FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
 
 
@@ -167,6 +168,7 @@ class Study:
             "scheme": scheme,
             "seed": seed,
             "rate": rate,
+            "dropout": dropout_of(method),
             "options": {"budget": BUDGET} if method in ("lora", "loftq") else {},
             "epochs": epochs,
             "batch": BATCH_SIZE,
@@ -183,6 +185,7 @@ class Study:
             batch_size=BATCH_SIZE,
             seed=row["seed"],
             learning_rate=row["rate"],
+            dropout=row["dropout"],
             save_steps=0,
             cache="none" if method in FROM_FLOAT else self.precision,
             **row["options"],
@@ -270,10 +273,16 @@ def held_out_data(task: str, data_dir: str | None) -> TaskData:
     return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS[task], 0), evaluations={"held out": held_out})
 
 
+def dropout_of(method: str) -> float | None:
+    """The default: none where few values of a backbone are trained, else that of the model."""
+    return None if method in FROM_FLOAT else 0.0
+
+
 def best_rate(rows: list[Row], method: str, scheme: str) -> float:
     """The rate whose trials have the best mean score over the searched tasks; all of them must be there."""
     scheme = "fp32" if method == "full" else scheme
-    trials = [r for r in rows if r["kind"] == "trial" and r["method"] == method and r["scheme"] == scheme]
+    wanted = {"kind": "trial", "method": method, "scheme": scheme, "dropout": dropout_of(method)}
+    trials = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     means = {}
     for rate in RATES[method]:
         scores = {r["task"]: r["score"] for r in trials if r["rate"] == rate and r["rows"] == TRIAL_ROWS[r["task"]]}

@@ -19,6 +19,7 @@ from lowbit.loop import (
     isolated_rng,
     length_order,
     predict_logits,
+    trainable_attention,
     use_bf16,
 )
 from lowbit.loop.passes import cpu_has_bf16
@@ -228,3 +229,18 @@ def test_default_device_is_the_gpu_where_there_is_one(monkeypatch):
     assert default_device().type == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_device().type == "cpu"
+
+
+def attention_calls(device, bf16):
+    """The kernels that a step of attention calls inside the block."""
+    q, k, v = (torch.randn(1, 2, 4, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    with trainable_attention(torch.device(device), bf16), torch.profiler.profile() as profile:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_attention_in_bf16_on_cpus_is_not_the_fused_one():
+    fused = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+    assert fused not in attention_calls("cpu", True)
+    assert fused in attention_calls("cpu", False)
+    assert fused in attention_calls("cuda", True)

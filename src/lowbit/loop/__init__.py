@@ -10,6 +10,7 @@ from lowbit.loop.passes import (
     isolated_rng,
     length_order,
     predict_logits,
+    trainable_attention,
     use_bf16,
 )
 from lowbit.loop.processes import is_first, once, processes
@@ -36,5 +37,6 @@ __all__ = [
     "processes",
     "rate_by_step",
     "rows_digest",
+    "trainable_attention",
     "use_bf16",
 ]

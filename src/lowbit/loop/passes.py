@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.arch import position_limit
@@ -61,6 +62,17 @@ def use_bf16(precision: str, device: torch.device, model: PreTrainedModel | None
 def cpu_has_bf16() -> bool:
     """Whether the processor has instructions for bf16."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def trainable_attention(device: torch.device, bf16: bool) -> Iterator[None]:
+    """Inside the block attention has a backward pass that is as fast as its forward pass.
+
+    The one of torch's fused attention for CPUs takes up to ten times as long in bf16, so attention is computed there in
+    plain products. Nothing changes elsewhere.
+    """
+    with sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext():
+        yield
 
 
 def length_order(features: Sequence[dict[str, Any]]) -> list[int]:

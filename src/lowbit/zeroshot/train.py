@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lowbit.errors import SchemeError, TrainingError
-from lowbit.loop import Progress, SavedRun, model_digest, processes, rate_by_step, use_bf16
+from lowbit.loop import Progress, SavedRun, model_digest, processes, rate_by_step, trainable_attention, use_bf16
 from lowbit.zeroshot.batches import GeneratedBatch
 from lowbit.zeroshot.diversity import row_entropy
 from lowbit.zeroshot.minimax import SamSga
@@ -76,7 +76,10 @@ def train(
         if saved.exists():
             saved.restore(state)
     game.measure = lambda: measure(student)
-    with checkpointed(student, block_paths(student)) if options.checkpointing else nullcontext():
+    with (
+        checkpointed(student, block_paths(student)) if options.checkpointing else nullcontext(),
+        trainable_attention(student.device, use_bf16(options.precision, student.device, student)),
+    ):
         if state.start_gap is None:
             game.judge_start()
         while not game.is_over():
