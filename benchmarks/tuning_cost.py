@@ -29,27 +29,36 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import lowbit
 from lowbit.bench.machine import processor
-from lowbit.loop import PRECISIONS, isolated_rng, use_bf16
+from lowbit.loop import PRECISIONS, isolated_rng, trainable_attention, use_bf16
 from lowbit.nn import QuantModule
 from lowbit.tuning import activations_remade, prepare
+from lowbit.tuning.dropout import dropout_of
 
 FILE = RESULTS / "tuning_cost.jsonl"
-KEY = ("geometry", "method", "cache", "precision", "batch", "length", "device", "threads")
+KEY = ("geometry", "method", "cache", "dropout", "precision", "batch", "length", "device", "threads")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Case(NamedTuple):
-    """A method, and the dtype of its decoded weights: ``none`` where they are decoded at each use."""
+    """A method, the dtype of its decoded weights (``none`` where they are decoded at each use), and its dropout."""
 
     method: str
     cache: str
+    dropout: str
+
+
+FULL = Case("full", "none", "0.1")  # what the others are compared with
 
 
 class Method(NamedTuple):
-    """``setup`` makes a model train what the method trains: the quantized one, if ``backbone``, or the float one."""
+    """``setup`` makes a model train what the method trains: the quantized one, if ``backbone``, or the float one.
+
+    ``dropouts``: those of the model, 0.1, or none.
+    """
 
     setup: Callable[[PreTrainedModel], torch.nn.Module]
     backbone: bool
+    dropouts: tuple[str, ...] = ("0.1", "0")
 
 
 def lora(model: PreTrainedModel) -> torch.nn.Module:
@@ -67,7 +76,7 @@ def outliers(model: PreTrainedModel) -> torch.nn.Module:
 # A method on the quantized backbone, such as LoRA on it, is one more line with ``backbone=True``.
 METHODS = {
     "full": Method(lambda model: model, backbone=False),
-    "outliers": Method(outliers, backbone=True),
+    "outliers": Method(outliers, backbone=True, dropouts=("0",)),
     "lora": Method(lora, backbone=False),
 }
 
@@ -82,13 +91,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a round, after one that is not")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--child", nargs=3, metavar=("METHOD", "CACHE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, metavar=("METHOD", "CACHE", "DROPOUT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.precision = "bf16" if use_bf16(arguments.precision, torch.device(arguments.device)) else "fp32"
     if arguments.child:
-        method, cache, folder = arguments.child
-        print(json.dumps(measure(Case(method, cache), Path(folder), arguments)))
+        *case, folder = arguments.child
+        print(json.dumps(measure(Case(*case), Path(folder), arguments)))
         return
     common = {
         "geometry": "BERT-base",
@@ -105,10 +114,12 @@ def main() -> None:
 
 def cases(common: dict) -> list[Case]:
     """What is not measured yet, behind full fine-tuning, which is run again for the others to be compared with."""
-    wanted = [Case(method, "none") for method in METHODS if method != "full"]
-    wanted += [Case(name, common["precision"]) for name, method in METHODS.items() if method.backbone]
-    missing = [case for case in wanted if not done(FILE, common | case._asdict(), KEY)]
-    return [Case("full", "none"), *missing] if missing else []
+    wanted = []
+    for name, method in METHODS.items():
+        for cache in ("none", common["precision"]) if method.backbone else ("none",):
+            wanted += [Case(name, cache, dropout) for dropout in method.dropouts]
+    missing = [case for case in wanted if case != FULL and not done(FILE, common | case._asdict(), KEY)]
+    return [FULL, *missing] if missing else []
 
 
 def run(wanted: list[Case], arguments: argparse.Namespace) -> list[dict]:
@@ -132,8 +143,7 @@ def run(wanted: list[Case], arguments: argparse.Namespace) -> list[dict]:
         for _ in range(arguments.rounds):
             for case in wanted:
                 seconds[case] += child(case)["seconds"]
-    full = Case("full", "none")
-    return [case._asdict() | summary(seconds[case], memory[case], seconds[full], memory[full]) for case in wanted]
+    return [case._asdict() | summary(seconds[case], memory[case], seconds[FULL], memory[FULL]) for case in wanted]
 
 
 def summary(seconds: list[float], memory: dict, full_seconds: list[float], full_memory: dict) -> dict:
@@ -181,7 +191,8 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace) -> dict:
             torch.cuda.synchronize()
         return clock() - start
 
-    with activations_remade(model), memory:
+    attention = trainable_attention(device, arguments.precision == "bf16")
+    with activations_remade(model), dropout_of(model, float(case.dropout)), attention, memory:
         step()
         seconds = [step() for _ in range(arguments.steps)]
     return {"seconds": seconds, "peak": memory.peak, "trained": sum(p.numel() for p in trained)}

@@ -10,7 +10,7 @@ from rows import Row, read_rows
 @table("tuning_cost")
 def tuning_cost(results: Path) -> str:
     """Time and memory of a training step."""
-    return cost_table(read_rows(results / "tuning_cost.jsonl"))
+    return cost_table([{"dropout": "0.1"} | row for row in read_rows(results / "tuning_cost.jsonl")])
 
 
 def cost_table(rows: Sequence[Row]) -> str:
@@ -22,6 +22,7 @@ def cost_table(rows: Sequence[Row]) -> str:
         "Batch",
         "Method",
         "Cache",
+        "Dropout",
         "Trained",
         "Time per step",
         "± (all steps)",
@@ -33,18 +34,19 @@ def cost_table(rows: Sequence[Row]) -> str:
         [
             *(show(row, name) for name in ("geometry", "device", "precision")),
             f"{row['batch']} × {row['length']}",
-            *(show(row, name) for name in ("method", "cache")),
+            *(show(row, name) for name in ("method", "cache", "dropout")),
             show(row, "trained", "{:,}"),
             *step_cost(row),
         ]
         for row in sorted(
-            newest(rows, *setting, "method", "cache"),
+            newest(rows, *setting, "method", "cache", "dropout"),
             key=lambda row: (
                 *(str(row[name]) for name in setting),
                 order.get(row["method"], 2),
                 row["method"],
                 row["cache"] != "none",
+                row["dropout"] == "0",
             ),
         )
     ]
-    return markdown(headings, lines, text_columns=6)
+    return markdown(headings, lines, text_columns=7)

@@ -12,6 +12,7 @@ COMMON = {"geometry": "BERT-base", "precision": "fp32", "batch": 2, "length": 8,
 FULL = {
     "method": "full",
     "cache": "none",
+    "dropout": "0.1",
     "seconds": 8.0,
     "seconds_spread": 0.25,
     "time_ratio": 1.0,
@@ -19,7 +20,7 @@ FULL = {
     "memory_ratio": 1.0,
     "trained": 109483778,
 }
-OURS = FULL | {"method": "outliers", "seconds": 6.0, "time_ratio": 0.75, "trained": 1138130}
+OURS = FULL | {"method": "outliers", "dropout": "0", "seconds": 6.0, "time_ratio": 0.75, "trained": 1138130}
 
 
 @pytest.fixture
@@ -29,19 +30,19 @@ def file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "cache", "precision"),
+    ("method", "cache", "dropout", "precision"),
     [
-        ("full", "none", "fp32"),
-        ("outliers", "none", "fp32"),
-        ("outliers", "fp32", "fp32"),
-        ("outliers", "bf16", "bf16"),
-        ("lora", "none", "fp32"),
+        ("full", "none", "0.1", "fp32"),
+        ("outliers", "none", "0", "fp32"),
+        ("outliers", "fp32", "0", "fp32"),
+        ("outliers", "bf16", "0", "bf16"),
+        ("lora", "none", "0", "fp32"),
     ],
 )
-def test_each_case_takes_its_steps(tiny, method, cache, precision):
+def test_each_case_takes_its_steps(tiny, method, cache, dropout, precision):
     folder = tiny.backbone("bert") if tuning_cost.METHODS[method].backbone else tiny.model("bert")
     arguments = argparse.Namespace(device="cpu", precision=precision, batch=2, length=8, steps=2)
-    found = tuning_cost.measure(tuning_cost.Case(method, cache), folder, arguments)
+    found = tuning_cost.measure(tuning_cost.Case(method, cache, dropout), folder, arguments)
     assert len(found["seconds"]) == 2
     assert found["trained"] > 0
 
@@ -49,17 +50,19 @@ def test_each_case_takes_its_steps(tiny, method, cache, precision):
 def test_full_runs_again_beside_what_is_missing_and_nothing_where_nothing_is(file):
     wanted = tuning_cost.cases(COMMON)
     assert [tuple(case) for case in wanted] == [
-        ("full", "none"),
-        ("outliers", "none"),
-        ("lora", "none"),
-        ("outliers", "fp32"),
+        ("full", "none", "0.1"),
+        ("full", "none", "0"),
+        ("outliers", "none", "0"),
+        ("outliers", "fp32", "0"),
+        ("lora", "none", "0.1"),
+        ("lora", "none", "0"),
     ]
-    for case in wanted[:3]:
+    for case in wanted[:5]:
         tuning_cost.append(file, COMMON | case._asdict())
-    assert [tuple(case) for case in tuning_cost.cases(COMMON)] == [("full", "none"), ("outliers", "fp32")]
-    tuning_cost.append(file, COMMON | wanted[3]._asdict())
+    assert [tuple(case) for case in tuning_cost.cases(COMMON)] == [wanted[0], wanted[5]]
+    tuning_cost.append(file, COMMON | wanted[5]._asdict())
     assert tuning_cost.cases(COMMON) == []
-    assert len(read_rows(file)) == 4
+    assert len(read_rows(file)) == 6
 
 
 def test_a_summary_stands_beside_full_fine_tuning():
@@ -70,10 +73,15 @@ def test_a_summary_stands_beside_full_fine_tuning():
 
 
 def test_the_table_shows_the_newest_rows_full_fine_tuning_first():
-    rows = [COMMON | row for row in (OURS | {"cache": "fp32"}, OURS | {"seconds": 1.0}, OURS, FULL)]
-    found = body(cost_table(rows))
-    assert [line[4:6] for line in found] == [["full", "none"], ["outliers", "none"], ["outliers", "fp32"]]
-    assert found[1][3:] == [
-        *("2 × 8", "outliers", "none", "1,138,130", "6.000 s", "0.250 s", "0.75×", "3039 MiB", "1.00×", "1")
+    rows = (OURS | {"cache": "fp32"}, OURS | {"seconds": 1.0}, OURS, FULL | {"dropout": "0"}, FULL)
+    found = body(cost_table([COMMON | row for row in rows]))
+    assert [line[4:7] for line in found] == [
+        ["full", "none", "0.1"],
+        ["full", "none", "0"],
+        ["outliers", "none", "0"],
+        ["outliers", "fp32", "0"],
+    ]
+    assert found[2][3:] == [
+        *("2 × 8", "outliers", "none", "0", "1,138,130", "6.000 s", "0.250 s", "0.75×", "3039 MiB", "1.00×", "1")
     ]
     assert {cell for line in body(cost_table([])) for cell in line} == {"–"}

@@ -11,6 +11,7 @@ from tests.tiny import toy_data
 def trial(task, rate, score, method="outliers", scheme="w4", model="tiny"):
     row = {
         "precision": "fp32",
+        "dropout": study.DROPOUT,
         "batch": study.BATCH_SIZE,
         "kind": "trial",
         "task": task,
@@ -41,7 +42,7 @@ def test_a_missing_trial_stops_a_final_run():
     without, of_other_rows = trials()[1:], [{**trials()[0], "rows": 10}, *trials()[1:]]
     for rows in (without, of_other_rows):
         with pytest.raises(
-            SystemExit, match=r"outliers w4: the trials at 0\.003 are incomplete; run them with --kind trial"
+            SystemExit, match=r"outliers w4: the trials at 0\.001 are incomplete; run them with --kind trial"
         ):
             study.best_rate(rows, "outliers", "w4")
 
@@ -60,7 +61,6 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "held_out_data", lambda *_: toy_data())
     monkeypatch.setattr(study, "EPOCHS", dict.fromkeys(study.EPOCHS, 1))
     monkeypatch.setattr(study, "TRIAL_ROWS", dict.fromkeys(study.TRIAL_ROWS, len(toy_data().train)))
-    monkeypatch.setattr(study, "TRIAL_EPOCHS", dict.fromkeys(study.TRIAL_EPOCHS, 1))
     made = []
     tune = lowbit.tune
 
@@ -113,7 +113,7 @@ def test_options_are_tried_one_at_a_time(run):
     run.file.write_text("".join(json.dumps(row) + "\n" for row in trials(scheme="w2")), encoding="utf-8")
     rows = run("--kind", "option", "--methods", "outliers", "--schemes", "w2", "--options", *chosen)[6:]
     assert [(row["option"], row["task"]) for row in rows] == [(name, t) for name in chosen for t in study.SEARCHED]
-    assert {row["rate"] for row in rows} == {1e-2}
+    assert {row["rate"] for row in rows} == {study.RATES["outliers"][1]}
     assert [options.schedule for _, options in run.made] == ["cosine", "cosine", "linear", "linear"]
     folders = {path.name for path in run.work.iterdir()}
     assert {"backbone-w2", "backbone-w2-tail"} <= folders
