@@ -19,8 +19,9 @@ from lowbit.tuning.positions import Positions, choose_positions, dense_gradients
 from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare, quant_linears, train_positions
 
 # Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
-_LEARNING_RATE = 1e-2
+_LEARNING_RATE = 3e-3
 _REST_LEARNING_RATE = 5e-4
+_SCALE_LEARNING_RATE = 1e-4  # step sizes are a hundred times smaller than what else is trained along
 
 
 class Outliers(Method):
@@ -74,9 +75,8 @@ class Outliers(Method):
         model, options = self.model, self.options
         rate = options.learning_rate or self.learning_rate
         main = [adapter_target(model, name) for name in self._names[self.main]]
-        rest = [
-            adapter_target(model, name) for group, found in self._names.items() if group != self.main for name in found
-        ]
+        apart = (self.main, "scales")
+        rest = [adapter_target(model, n) for group, found in self._names.items() if group not in apart for n in found]
         groups = [{"params": main, "lr": rate}]
         if options.rate_by_step:
             paths = [find_module(model, name.rpartition(".")[0]) or "" for name in self._names[self.main]]
@@ -85,6 +85,9 @@ class Outliers(Method):
             ]
             mean = sum(steps) / len(steps)
             groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
+        if self.main != "scales" and self._names["scales"]:
+            along = [adapter_target(model, name) for name in self._names["scales"]]
+            groups.append({"params": along, "lr": _SCALE_LEARNING_RATE})
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
@@ -117,7 +120,7 @@ class Scales(Outliers):
 
     takes = frozenset(("budget", "rate_by_step", "cache", "head_learning_rate"))
     main = "scales"
-    learning_rate = 1e-4
+    learning_rate = _SCALE_LEARNING_RATE
 
     def _freeze(self) -> dict[str, list[str]]:
         return prepare(self.model, outliers=False, norms=False, biases=False, scales=True)
