@@ -78,7 +78,7 @@ Spread = Annotated[
 
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option("--calibration", metavar="FILE", help="Texts for gptq, one a line; default: generated ones."),
+    typer.Option("--calibration", metavar="FILE", help="Texts for gptq and a8s, one a line; default: generated ones."),
 ]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]
