@@ -8,30 +8,32 @@ import lowbit
 from lowbit.arch import pack_model
 from lowbit.calibration import blocks
 from lowbit.errors import CheckpointError, DataError, SchemeError, WeightError
-from lowbit.nn import QuantModule
+from lowbit.nn import QuantLinear, QuantModule
 from lowbit.quantize import fake_quantize_model, quantize_checkpoint, quantize_model
 from lowbit.recipe import Recipe
-from tests.models import file_bytes, load, save_tiny
+from tests.models import file_bytes, load, same, save_tiny, stored
 from tests.tiny import BACKBONES, random_states
 
 GPTQ = {"bits": 2, "strategy": "gptq", "outliers": {"share": 0.02}}
 RECIPE = Recipe.parse({"scheme": GPTQ})
+STATIC = Recipe.parse("w4a8s")
 
 
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, STATIC], ids=["gptq", "static"])
 @pytest.mark.parametrize("arch", BACKBONES)
-def test_streaming_and_in_memory_agree(tiny, tmp_path, arch):
+def test_streaming_and_in_memory_agree(tiny, tmp_path, arch, recipe):
     source, states = tiny.model(arch), random_states()
-    quantize_checkpoint(source, RECIPE, tmp_path / "a", seed=1)
+    quantize_checkpoint(source, recipe, tmp_path / "a", seed=1)
     model = getattr(transformers, BACKBONES[arch]).from_pretrained(source)
-    lowbit.quantize(model, RECIPE, seed=1)
+    lowbit.quantize(model, recipe, seed=1)
     lowbit.save(model, tmp_path / "b")
     assert file_bytes(tmp_path / "a") == file_bytes(tmp_path / "b")
     assert random_states() == states
-    quantize_checkpoint(source, RECIPE, tmp_path / "other", seed=2)  # other generated inputs
+    quantize_checkpoint(source, recipe, tmp_path / "other", seed=2)  # other generated inputs
     assert weights(tmp_path / "other") != weights(tmp_path / "a")
 
 
@@ -78,6 +80,37 @@ def test_only_the_modules_that_ask_for_it_are_calibrated_and_the_errors_are_reco
     differ = sorted(name for name in mixed.errors if mixed.errors[name] != plain.errors[name])
     expected = [f"encoder.layer.{i}.{name}" for i in (0, 1) for name in ("attention.output.dense", "output.dense")]
     assert differ == expected
+
+
+def test_static_steps_are_found_beside_hessians_and_change_no_weight(tiny, tmp_path):
+    both = {"scheme": GPTQ | {"activations": "static"}}
+    done = lowbit.quantize(tiny.model("bert"), both, output=tmp_path / "both")
+    lowbit.quantize(tiny.model("bert"), RECIPE, output=tmp_path / "gptq")
+    ours, theirs = (stored(tmp_path / name)[0] for name in ("both", "gptq"))
+    steps = {name: ours.pop(name) for name in list(ours) if name.endswith(".input_scale")}
+    assert len(steps) == 2 * 6
+    assert same(ours, theirs)
+    assert done.plan.bytes_after == sum(tensor.nbytes for tensor in (*ours.values(), *steps.values()))
+    assert done.plan.effective_bits == pytest.approx(done.size.effective_bits)
+
+
+def test_static_steps_come_from_the_text_that_is_given(tiny, tmp_path):
+    found = []
+    for name, texts in (("a", ["good film"] * 9), ("b", ["the very fine book was awful"] * 9)):
+        lowbit.quantize(tiny.model("bert"), STATIC, output=tmp_path / name, texts=texts)
+        found.append(stored(tmp_path / name)[0])
+    differ = {name.rpartition(".")[2] for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    assert differ == {"input_scale"}
+
+
+def test_static_steps_are_kept_in_float32(tiny, tmp_path):
+    folder = tiny.backbone("bert", recipe="w4a8s", dtype=torch.bfloat16)
+    for dtype in ("auto", torch.float16):
+        model = load("BertModel", folder, dtype=dtype)
+        steps = [m.input_scale for m in model.modules() if isinstance(m, QuantLinear)]
+        assert {step.dtype for step in steps} == {torch.float32}
+    model.save_pretrained(tmp_path / "copy")
+    assert lowbit.verify(tmp_path / "copy").fingerprint == lowbit.verify(folder).fingerprint
 
 
 def test_later_blocks_see_quantized_earlier_ones(tiny):

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
-from lowbit.calibration import generated_inputs, second_moments, text_inputs, whole_words
-from lowbit.errors import DataError
+from lowbit.calibration import generated_inputs, input_steps, second_moments, text_inputs, whole_words
+from lowbit.errors import DataError, WeightError
 from tests.models import WORDS, load, tiny_tokenizer
 from tests.tiny import BACKBONES
 
@@ -86,3 +87,52 @@ def test_second_moments_are_those_of_what_the_module_sees_without_padding(opened
     rows = torch.cat(seen)
     torch.testing.assert_close(moments[path], rows.t() @ rows, rtol=1e-3, atol=1e-4)
     assert not model.get_submodule(path)._forward_pre_hooks
+
+
+class Two(nn.Module):
+    """A model of two linears that read the same rows, and one that is never called."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.unused = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, rows, attention_mask):
+        return self.one(rows) + self.two(rows)
+
+
+def seen(*rows):
+    """Batches of rows [texts, tokens, 8] of which the last token of each text is padding."""
+    mask = torch.ones(rows[0].shape[:2]).index_fill_(1, torch.tensor([rows[0].shape[1] - 1]), 0)
+    return [{"rows": batch, "attention_mask": mask} for batch in rows]
+
+
+def test_input_steps_have_the_smallest_squared_error_without_padding():
+    x = torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(0)) ** 3
+    x[:, :, -1] = 1e6
+    steps = input_steps(Two(), ["one", "two"], seen(*x))
+    assert torch.equal(steps["one"], steps["two"])
+    assert (steps["one"].dtype, steps["one"].shape) == (torch.float32, (1,))
+    rows = x[:, :, :-1]
+    tried = rows.abs().max() / 127 * torch.arange(0.05, 1.1, 0.005)
+    errors = torch.stack(
+        [((rows / s).round().clamp(-127, 127) * s - rows).square().sum() for s in (*tried, *steps.values())]
+    )
+    assert errors[-1] < 1.02 * errors[:-2].min()
+
+
+def test_input_steps_follow_a_rare_large_token():
+    x = torch.randn(1, 100, 21, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 57, 3, 2] = 1000
+    steps = input_steps(Two(), ["one"], seen(*x))
+    assert steps["one"].item() > 0.9 * 1000 / 127
+
+
+def test_input_steps_of_no_usable_inputs():
+    zeros = torch.zeros(1, 2, 3, 8)
+    assert input_steps(Two(), ["one"], seen(*zeros))["one"].item() == 1
+    with pytest.raises(DataError, match=r"^unused: no calibration input reaches it"):
+        input_steps(Two(), ["one", "unused"], seen(*zeros))
+    with pytest.raises(WeightError, match=r"^two: its inputs are NaN or infinite"):
+        input_steps(Two(), ["two"], seen(*(zeros + torch.nan)))

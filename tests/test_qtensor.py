@@ -277,6 +277,22 @@ def test_a_missing_or_misshapen_tensor_is_named(name, rule):
             QuantizedTensor.from_tensors({**tensors, name: wrong}, scheme, (4, 10))
 
 
+def test_a_static_step_of_the_inputs_is_part_of_the_payload():
+    scheme, step = Scheme.parse("w4a8s"), torch.tensor([0.02])
+    tensors = quantize_tensor(gaussian(4, 10), scheme, input_scale=step).to_tensors()
+    assert tensors["input_scale"].item() == step.item()
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()} == tensor_specs(scheme, (4, 10))
+    assert QuantizedTensor.from_tensors(tensors, scheme, (4, 10)).input_scale is tensors["input_scale"]
+    with pytest.raises(CheckpointError, match="lacks 'input_scale'"):
+        QuantizedTensor.from_tensors({n: t for n, t in tensors.items() if n != "input_scale"}, scheme, (4, 10))
+
+
+@pytest.mark.parametrize(("scheme", "step"), [("w4a8s", None), ("w4a8", torch.ones(1)), ("w4", torch.ones(1))])
+def test_a_step_of_the_inputs_where_none_belongs_or_none_where_one_does(scheme, step):
+    with pytest.raises(SchemeError, match="a step of the inputs is for static activations, and they need one"):
+        quantize_tensor(gaussian(4, 10), Scheme.parse(scheme), input_scale=step)
+
+
 def test_specs_of_a_sigma_threshold_need_the_count():
     scheme = replace(Scheme(), outliers=OutlierRule("tail", None, 3.0))
     with pytest.raises(SchemeError, match="depends on the weights"):

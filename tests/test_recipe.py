@@ -56,6 +56,17 @@ def test_embedding_scheme(bits, expected):
     assert Recipe.parse({"embeddings": bits}).embeddings == expected
 
 
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_embeddings_have_no_inputs_to_round(activations):
+    message, rounding = "word embeddings have no inputs to round", {"bits": 8, "activations": activations}
+    with pytest.raises(SchemeError, match=message):
+        Recipe.parse({"embeddings": rounding})
+    recipe = Recipe.parse({"overrides": [{"match": "*", "scheme": rounding}]})
+    assert recipe.scheme_for(NAMES[1], "linear").activations == activations
+    with pytest.raises(SchemeError, match=message):
+        recipe.scheme_for(NAMES[0], "embedding")
+
+
 @pytest.mark.parametrize("bits", [3, 16, "none", None, True, 8.0])
 def test_embedding_scheme_refuses_other_widths(bits):
     with pytest.raises(SchemeError, match=f"8, 4 or float, not {bits!r}"):

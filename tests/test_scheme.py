@@ -105,6 +105,8 @@ def test_group_that_does_not_divide_names_both_numbers():
         ("w4o0.0", Scheme(outliers=None)),
         ("w4o1", Scheme(outliers=OutlierRule(share=0.01))),
         ("w4a8", Scheme(activations="dynamic")),
+        ("w4a8s", Scheme(activations="static")),
+        ("w2a8st", Scheme(bits=2, granularity="tensor", activations="static")),
         ("w2a8g64o0", Scheme(bits=2, granularity="group", group_size=64, outliers=None, activations="dynamic")),
         ("w5to0.25", Scheme(bits=5, granularity="tensor", outliers=OutlierRule(share=0.0025))),
     ],
@@ -116,11 +118,12 @@ def test_short_form(text, expected):
 
 @given(
     bits=st.integers(2, 8),
+    activations=st.sampled_from(["", "a8", "a8s"]),
     step=st.sampled_from(["", "t", "g2", "g32", "g128"]),
     hundredths=st.none() | st.integers(0, 5000),
 )
-def test_short_form_round_trips(bits, step, hundredths):
-    text = f"w{bits}{step}" + ("" if hundredths is None else f"o{hundredths / 100:g}")
+def test_short_form_round_trips(bits, activations, step, hundredths):
+    text = f"w{bits}{activations}{step}" + ("" if hundredths is None else f"o{hundredths / 100:g}")
     scheme = Scheme.parse(text)
     assert Scheme.parse(str(scheme)) == scheme
     assert str(scheme) == text.removesuffix("o0.5")
@@ -144,6 +147,8 @@ def test_short_form_round_trips(bits, step, hundredths):
         "w4.5",
         "w4a",
         "w4a4",
+        "w4s",
+        "w4a8d",
         "w4g64a8",
         4,
         None,

@@ -42,8 +42,8 @@ def quantize(
     """Stage 1, without data.
 
     A folder or hub id is streamed into the new directory ``output``, tensor by tensor. A loaded model is quantized in
-    place and its plan returned; ``lowbit.save(model, output)`` writes it. The strategy ``gptq`` runs the float model on
-    generated inputs, or on ``texts`` where they are given.
+    place and its plan returned; ``lowbit.save(model, output)`` writes it. The strategy ``gptq`` and static
+    activations run the float model on generated inputs, or on ``texts`` where they are given.
     """
     parsed = Recipe.parse(recipe)
     if not isinstance(model, PreTrainedModel):

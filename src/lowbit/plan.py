@@ -17,6 +17,7 @@ from lowbit.outliers import count_outliers
 from lowbit.qtensor import tensor_specs
 from lowbit.recipe import Recipe
 from lowbit.scheme import DEFAULT_OUTLIER_SHARE, Scheme
+from lowbit.strategies import needs_hessian
 
 CONFIG_VERSION = 1
 
@@ -40,6 +41,16 @@ class PlanEntry:
     weights: int
     bytes_before: int
     bytes_after: int
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether its strategy asks for the second moments of its inputs."""
+        return self.scheme is not None and needs_hessian(self.scheme)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether its inputs are rounded by a stored step."""
+        return self.scheme is not None and self.scheme.activations == "static"
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,8 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, strict: bool = True) ->
         if role.kind in ("tied", "skipped"):
             entries.append(PlanEntry(role.name, role.kind, None, None, role.reason, weights, before, before))
             continue
-        scheme = recipe.scheme_for(role.name, role.kind)
+        with naming(role.name):
+            scheme = recipe.scheme_for(role.name, role.kind)
         if scheme is None:
             entries.append(PlanEntry(role.name, "skipped", None, None, "recipe", weights, before, before))
             continue

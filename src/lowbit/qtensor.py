@@ -18,6 +18,7 @@ from lowbit.strategies.grid import as_stored, decode, encode, group_sum, round_t
 
 _HALF_MAX = 65504.0
 _SHORT_COLUMNS = 65535
+_NAMES = ("weight", "scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value", "input_scale")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class QuantizedTensor:
     schemes. ``codebook`` float16 [groups, 2^bits] or, where it is shared, [1, 2^bits], in units of the scale, for the
     levels of that name. ``outlier_ptr`` int32 [out + 1], ``outlier_col`` uint16 (int32 above 65,535 columns) and
     ``outlier_value`` float16 [outliers]: values that *replace* the decoded weight, in compressed sparse rows.
+    ``input_scale`` float32 [1], of schemes with static activations: the step of the inputs that the weight multiplies.
     """
 
     shape: tuple[int, int]
@@ -40,6 +42,7 @@ class QuantizedTensor:
     outlier_ptr: torch.Tensor | None = None
     outlier_col: torch.Tensor | None = None
     outlier_value: torch.Tensor | None = None
+    input_scale: torch.Tensor | None = None
 
     @property
     def outlier_count(self) -> int:
@@ -73,8 +76,7 @@ class QuantizedTensor:
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The stored tensors by their names on disk; :meth:`from_tensors` is the exact inverse."""
-        names = ("weight", "scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in _NAMES if getattr(self, name) is not None}
 
     @classmethod
     def from_tensors(
@@ -122,6 +124,8 @@ def tensor_specs(scheme: Scheme, shape: tuple[int, int], outliers: int | None = 
         specs["outlier_ptr"] = (torch.int32, (shape[0] + 1,))
         specs["outlier_col"] = (_column_dtype(shape[1]), (count,))
         specs["outlier_value"] = (torch.float16, (count,))
+    if scheme.activations == "static":
+        specs["input_scale"] = (torch.float32, (1,))
     return specs
 
 
@@ -130,16 +134,18 @@ def quantize_tensor(
     scheme: Scheme,
     *,
     hessian: torch.Tensor | None = None,
+    input_scale: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> QuantizedTensor:
     """Quantize a float weight [out, in]; pure, deterministic, device preserving.
 
     The dense part is fitted without the outliers. ``hessian`` float32 [in, in], the second moments of the layer's
-    inputs, is for strategies that need it. ``generator`` (CPU) serves the rule ``random`` only; without one it starts
+    inputs, is for strategies that need it, ``input_scale`` float32 [1], the step of the inputs, for schemes with static
+    activations. ``generator`` (CPU) serves the rule ``random`` only; without one it starts
     from seed 0. NaN, infinite or (for outliers) over 65,504 values raise :class:`WeightError`; a group that does not
-    divide, or a missing Hessian, raises :class:`SchemeError`.
+    divide, or a missing Hessian or step, raises :class:`SchemeError`.
     """
-    return quantize_with_error(weight, scheme, hessian=hessian, generator=generator)[0]
+    return quantize_with_error(weight, scheme, hessian=hessian, input_scale=input_scale, generator=generator)[0]
 
 
 def quantize_with_error(
@@ -147,6 +153,7 @@ def quantize_with_error(
     scheme: Scheme,
     *,
     hessian: torch.Tensor | None = None,
+    input_scale: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[QuantizedTensor, float]:
     """:func:`quantize_tensor` and the relative error ``||W - Q(W)||_F / ||W||_F``, outliers in place.
@@ -158,6 +165,8 @@ def quantize_with_error(
         raise WeightError(f"the weight must be a matrix [out, in], its shape is {list(weight.shape)}")
     shape = (weight.shape[0], weight.shape[1])
     groups = scheme.groups(shape)
+    if (scheme.activations == "static") != (input_scale is not None):
+        raise SchemeError("a step of the inputs is for static activations, and they need one; quantize a whole model")
     weight = weight.detach().to(torch.float32).contiguous()
     check_finite(weight)
     positions = find_outliers(weight, scheme, generator, hessian)
@@ -171,6 +180,8 @@ def quantize_with_error(
         tensors["codebook"] = fit.codebook
     if positions is not None:
         tensors |= sparse_rows(weight if fit.shift is None else weight + fit.shift.view(shape), positions)
+    if input_scale is not None:
+        tensors["input_scale"] = input_scale
     specs = tensor_specs(scheme, shape, 0 if positions is None else positions.numel())
     difference = decode(codes, scheme, fit).sub_(blocks).view(shape)
     if positions is not None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lowbit.arch import find_module, float_weight, swap_fake_modules, swap_modules, weight_shape
 from lowbit.budget import choose_bits, output_changes, spread_outliers
-from lowbit.calibration import blocks, generated_inputs, second_moments, text_inputs
+from lowbit.calibration import blocks, generated_inputs, input_steps, second_moments, text_inputs
 from lowbit.checkpoint import (
     Size,
     SourceCheckpoint,
@@ -35,7 +35,6 @@ from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
 from lowbit.recipe import Recipe
-from lowbit.strategies import needs_hessian
 
 Progress = Callable[[int, int, str], None]
 Outcome = tuple[QuantizedTensor, float]
@@ -79,8 +78,9 @@ def quantize_checkpoint(
     """Quantize a checkpoint into a new backbone directory, tensor by tensor.
 
     ``model`` is a folder or hub id; ``seed`` serves random outliers and generated inputs; ``progress(done, total,
-    name)`` is called before each tensor. For a strategy that needs a Hessian the float model is loaded and run on
-    ``texts``, or on generated ones. Typed errors name the file or module; nothing half written is left behind.
+    name)`` is called before each tensor. For a strategy that needs a Hessian, and for static activations, the float
+    model is loaded and run on ``texts``, or on generated ones. Typed errors name the file or module; nothing half
+    written is left behind.
     """
     refuse_existing(output)
     folder = checkpoint_folder(model)
@@ -104,7 +104,7 @@ def quantize_model(
 ) -> Plan:
     """Quantize a loaded float model in place and return the plan; the result equals the streaming path's.
 
-    A strategy that needs a Hessian takes the tokenizer from where the model was loaded from.
+    A strategy that needs a Hessian, and static activations, take the tokenizer from where the model was loaded from.
     """
     plan, tensors = _quantize_weights(model, recipe, texts, seed)
     swap_modules(model, tensors)
@@ -234,10 +234,13 @@ def _settle(
 
 
 def _calibrates(plan: Plan, texts: Sequence[str] | None) -> bool:
-    """Whether a strategy needs a Hessian; texts that nothing would read raise SchemeError."""
-    needed = any(entry.scheme is not None and needs_hessian(entry.scheme) for entry in plan.quantized)
+    """Whether inputs are needed; texts that nothing would read raise SchemeError."""
+    needed = any(entry.needs_hessian or entry.is_static for entry in plan.quantized)
     if texts is not None and not needed:
-        raise SchemeError("no strategy of the recipe reads calibration text; choose `gptq`, or leave the text out")
+        raise SchemeError(
+            "no strategy of the recipe reads calibration text; choose `gptq` or static activations (a8s), "
+            "or leave the text out"
+        )
     return needed
 
 
@@ -249,12 +252,12 @@ def _calibrated(
     seed: int,
     progress: Progress | None,
 ) -> dict[str, Outcome]:
-    """The modules whose strategy needs a Hessian, by path, quantized block by block.
+    """The modules whose strategy needs a Hessian, or whose inputs a step, by path, quantized block by block.
 
     Each block sees what the blocks before it make of the inputs once they are quantized. The model is as it was
     afterwards.
     """
-    entries = {_path(model, e): e for e in plan.quantized if e.scheme is not None and needs_hessian(e.scheme)}
+    entries = {_path(model, entry): entry for entry in plan.quantized if entry.needs_hessian or entry.is_static}
     tokenizer = load_tokenizer(folder)
     given = generated_inputs(model, tokenizer, seed=seed) if texts is None else text_inputs(model, tokenizer, texts)
     done: dict[str, Outcome] = {}
@@ -263,12 +266,13 @@ def _calibrated(
         for block in blocks(entries):
             if progress is not None:
                 progress(len(done), len(entries), block[0])
-            moments = second_moments(model, block, given)
+            moments = second_moments(model, [path for path in block if entries[path].needs_hessian], given)
+            steps = input_steps(model, [path for path in block if entries[path].is_static], given)
             for path in block:
                 module = model.get_submodule(path)
                 floats[path] = module.weight.data
                 weight = float_weight(module, floats[path])
-                done[path] = _quantize(entries[path], weight, seed, moments.pop(path, None))
+                done[path] = _quantize(entries[path], weight, seed, moments.pop(path, None), steps.get(path))
                 module.weight.data = float_weight(module, done[path][0].dequantize(weight.dtype))
     finally:
         for path, weight in floats.items():
@@ -287,13 +291,21 @@ def _model_weight(model: PreTrainedModel, entry: PlanEntry) -> torch.Tensor:
     return float_weight(module, module.weight.data)
 
 
-def _quantize(entry: PlanEntry, weight: torch.Tensor, seed: int, hessian: torch.Tensor | None = None) -> Outcome:
+def _quantize(
+    entry: PlanEntry,
+    weight: torch.Tensor,
+    seed: int,
+    hessian: torch.Tensor | None = None,
+    input_scale: torch.Tensor | None = None,
+) -> Outcome:
     """Quantize one module's weight [out, in]; also its relative error, to four digits."""
     assert entry.scheme is not None
     digest = hashlib.sha256(f"{seed}:{entry.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     with naming(entry.name):
-        tensor, error = quantize_with_error(weight, entry.scheme, hessian=hessian, generator=generator)
+        tensor, error = quantize_with_error(
+            weight, entry.scheme, hessian=hessian, input_scale=input_scale, generator=generator
+        )
     return tensor, float(f"{error:.4g}")
 
 

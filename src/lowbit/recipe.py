@@ -40,17 +40,22 @@ class Recipe:
         bits = self.target_bits
         if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
             raise SchemeError(f"`target_bits` is a number of bits per weight, as 3.2, not {bits!r}")
-        if self.embeddings is not None and self.embeddings.activations != "float":
-            raise SchemeError("word embeddings have no inputs to round; leave `activations` out of their scheme")
+        if self.embeddings is not None:
+            _check_embeddings(self.embeddings)
 
     def scheme_for(self, name: str, kind: str) -> Scheme | None:
-        """Scheme of a module by its relative name and kind; None when the recipe leaves it in float."""
+        """Scheme of a module by its relative name and kind; None when the recipe leaves it in float.
+
+        An override that would round the inputs of a word embedding raises :class:`SchemeError`.
+        """
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip):
             return None
         override = self._override(name)
-        if override is not None:
-            return override.scheme
-        return self.embeddings if kind == "embedding" else self.scheme
+        if override is None:
+            return self.embeddings if kind == "embedding" else self.scheme
+        if kind == "embedding":
+            _check_embeddings(override.scheme)
+        return override.scheme
 
     def chooses_bits(self, name: str, kind: str) -> bool:
         """Whether the width of a quantized module is left to ``target_bits``."""
@@ -102,6 +107,11 @@ def embedding_scheme(bits: int | str) -> Scheme | None:
     if str(bits) not in ("8", "4"):
         raise SchemeError(f"embeddings can be 8, 4 or float, not {bits!r}")
     return Scheme(bits=int(bits), strategy="minmax" if int(bits) == 8 else "mse", outliers=None)
+
+
+def _check_embeddings(scheme: Scheme) -> None:
+    if scheme.activations != "float":
+        raise SchemeError("word embeddings have no inputs to round; leave `activations` out of their scheme")
 
 
 def _from_mapping(values: Mapping[str, Any]) -> Recipe:

@@ -12,13 +12,14 @@ from lowbit.errors import SchemeError
 CODEBOOKS = ("codebook", "shared-codebook")
 LEVELS = ("full", "midrise", *CODEBOOKS)
 GRANULARITIES = ("tensor", "channel", "group")
-ACTIVATIONS = ("float", "dynamic")
+_ACTIVATION_FORMS = {"float": "", "dynamic": "a8", "static": "a8s"}  # in the short form
+ACTIVATIONS = tuple(_ACTIVATION_FORMS)
 OUTLIER_RULES = ("tail", "magnitude", "error", "random")
 SPREADS = ("matrix", "model")
 DEFAULT_OUTLIER_SHARE = 0.005
 
 _SHORT_FORM = re.compile(
-    r"w(?P<bits>\d+)(?P<activations>a8)?(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?"
+    r"w(?P<bits>\d+)(?P<activations>a8s?)?(?:g(?P<group>\d+)|(?P<tensor>t))?(?:o(?P<outliers>\d+(?:\.\d+)?))?"
 )
 
 
@@ -66,8 +67,9 @@ class Scheme:
     ``symmetric`` or with an integer zero point;
     ``granularity`` of the step size: one per ``tensor``, per ``channel`` (output feature) or per
     ``group`` of ``group_size`` consecutive inputs; the ``strategy`` that finds the step size, with its
-    ``options``; the ``outliers`` rule, or None; ``activations`` ``float``, or ``dynamic``: inputs are rounded to 8 bits
-    per token. Invalid values raise :class:`SchemeError`.
+    ``options``; the ``outliers`` rule, or None; ``activations``: inputs stay in ``float``, or are rounded to 8 bits,
+    ``dynamic`` with a step per token or ``static`` with one stored step for all. Invalid values raise
+    :class:`SchemeError`.
     """
 
     bits: int = 4
@@ -150,10 +152,11 @@ class Scheme:
 
     @classmethod
     def parse(cls, text: str | Mapping[str, Any] | Scheme) -> Scheme:
-        """Read the short form ``w<bits>[a8][g<size>|t][o<percent>]``, a mapping, or pass a scheme through.
+        """Read the short form ``w<bits>[a8|a8s][g<size>|t][o<percent>]``, a mapping, or pass a scheme through.
 
-        ``w4`` is 4 bits per channel with 0.5 % outliers; ``w4a8`` the same with inputs in 8 bits per token; ``w4g64``
-        one step per 64 inputs; ``w4t`` one per tensor; ``w4o1`` 1 % outliers and ``w4o0`` none.
+        ``w4`` is 4 bits per channel with 0.5 % outliers; ``w4a8`` the same with inputs in 8 bits per token, ``w4a8s``
+        with one stored step for them; ``w4g64`` one step per 64 inputs; ``w4t`` one per tensor; ``w4o1`` 1 % outliers
+        and ``w4o0`` none.
         """
         if isinstance(text, Scheme):
             return text
@@ -162,9 +165,11 @@ class Scheme:
         match = _SHORT_FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SchemeError(
-                f"cannot read the scheme {text!r}; write w<bits>[a8][g<group>|t][o<percent>], as in w4, w3g64 or w2o1"
+                f"cannot read the scheme {text!r}; write w<bits>[a8|a8s][g<group>|t][o<percent>], "
+                "as in w4, w3g64 or w2o1"
             )
-        scheme = cls(bits=int(match["bits"]), activations="dynamic" if match["activations"] else "float")
+        activations = {form: name for name, form in _ACTIVATION_FORMS.items()}[match["activations"] or ""]
+        scheme = cls(bits=int(match["bits"]), activations=activations)
         if match["group"]:
             scheme = replace(scheme, granularity="group", group_size=int(match["group"]))
         elif match["tensor"]:
@@ -176,7 +181,7 @@ class Scheme:
 
     def __str__(self) -> str:
         """Short form, followed by whatever the short form cannot say."""
-        text = f"w{self.bits}" + ("a8" if self.activations == "dynamic" else "")
+        text = f"w{self.bits}{_ACTIVATION_FORMS[self.activations]}"
         text += {"tensor": "t", "channel": "", "group": f"g{self.group_size}"}[self.granularity]
         if self.outliers is None:
             text += "o0"

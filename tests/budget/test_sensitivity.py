@@ -80,3 +80,8 @@ def test_broken_weights_are_named():
     model.encoder.layer[0].output.LayerNorm.bias.data[0] = float("nan")
     with pytest.raises(WeightError, match="output on random tokens is NaN"):
         changes(model)
+
+
+def test_widths_go_by_the_weights_alone():
+    model = tiny_model("bert", "BertModel")
+    assert changes(model, scheme="w4a8s") == changes(model, scheme="w4")

@@ -1,16 +1,18 @@
 import json
+import shutil
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
-import lowbit.hf
+import lowbit
 from lowbit.checkpoint import manifest_metadata, read_manifest, tensor_entry, verify_backbone
 from lowbit.errors import CheckpointError
 from lowbit.quantize import quantize_checkpoint
 from lowbit.recipe import Recipe
-from tests.models import edit_json, save_tiny
+from tests.models import edit_json, save_tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +166,34 @@ def test_plan_json_is_for_people_only(backbone):
     assert len(values["modules"]) > 10
     (backbone / "plan.json").unlink()
     verify_backbone(backbone)
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static")
+    save_tiny(folder / "m", "bert", "BertModel")
+    tiny_tokenizer("bert").save_pretrained(folder / "m")
+    quantize_checkpoint(folder / "m", Recipe.parse("w4a8s"), folder / "q")
+    return folder / "q"
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (None, "of a quantized module is missing"),
+        (torch.tensor([0.0]), "is 0, no step size; quantize the model again"),
+        (torch.tensor([-0.5]), "is -0.5, no step size"),
+        (torch.tensor([torch.nan]), "is nan, no step size"),
+        (torch.tensor([torch.inf]), "is inf, no step size"),
+        (torch.tensor(0.5), r"is .*config\.json asks for"),
+    ],
+)
+@pytest.mark.parametrize(
+    "read", [verify_backbone, AutoModel.from_pretrained, lowbit.inspect], ids=["verify", "load", "inspect"]
+)
+def test_a_static_step_that_is_none(static, tmp_path, step, message, read):
+    folder = shutil.copytree(static, tmp_path / "damaged")
+    name = "encoder.layer.1.output.dense.input_scale"
+    rewrite(folder, lambda tensors: tensors.pop(name) if step is None else tensors.update({name: step}))
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' {message}"):
+        read(folder)

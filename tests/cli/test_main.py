@@ -26,7 +26,7 @@ def test_version(run):
 
 
 def test_scheme_syntax_survives_the_help_markup(run):
-    assert "w<bits>[a8][g<group>|t][o<percent>]" in run("plan", "--help", env={"COLUMNS": "160"}).stdout
+    assert "w<bits>[a8|a8s][g<group>|t][o<percent>]" in run("plan", "--help", env={"COLUMNS": "160"}).stdout
 
 
 @pytest.mark.parametrize(

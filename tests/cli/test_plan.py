@@ -84,7 +84,7 @@ def test_json(run, bert):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scheme", "int4"], "cannot read the scheme 'int4'; write w<bits>[a8][g<group>|t][o<percent>]"),
+        (["--scheme", "int4"], "cannot read the scheme 'int4'; write w<bits>[a8|a8s][g<group>|t][o<percent>]"),
         (["--scheme", "w9"], "weight bits must be a whole number from 2 to 8, not 9"),
         (["--scheme", "w4g7"], "group size 7 does not divide the input width 32"),
         (["--recipe", "recipe.yaml"], "the recipe's pattern '*.nope' matches no quantizable module"),

@@ -22,6 +22,12 @@ def test_json_and_files_are_those_of_the_function(run, bert, tmp_path):
     assert result.stderr == ""
 
 
+def test_static_activations(run, bert, tmp_path):
+    assert run("quantize", bert, "-o", tmp_path / "out", "--scheme", "w8a8s", "--embeddings", "4").exit_code == 0
+    shown = json.loads(run("inspect", tmp_path / "out", "--json").stdout)
+    assert {row["scheme"] for row in shown["modules"] if row["kind"] == "linear"} == {"w8a8s"}
+
+
 def test_the_seed_is_passed_on(run, bert, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"scheme": {"outliers": {"rule": "random"}}}))

@@ -110,7 +110,7 @@ def test_json(run, calls):
 
 
 def test_a_real_run_and_its_errors(run, tiny, tmp_path):
-    flags = ["--scheme", "w2a8", "--steps", "2", "--batch-size", "4", "--lengths", "2", "6", "--candidates", "4"]
+    flags = ["--scheme", "w2a8s", "--steps", "2", "--batch-size", "4", "--lengths", "2", "6", "--candidates", "4"]
     flags += ["--precision", "fp32", "--learning-rate", "0.005"]
     result = run("zeroshot", tiny.model("bert"), "-o", tmp_path / "out", *flags)
     assert (result.exit_code, "after 2 steps of zsaq" in result.stdout) == (0, True)

@@ -7,10 +7,12 @@ import torch
 from lowbit.kernels import (
     has_scratch,
     pack_scratch,
+    round_static,
     round_tokens,
     scratch_limit,
     scratch_linear,
     scratch_linear_reference,
+    static_codes,
     token_codes,
 )
 
@@ -104,3 +106,12 @@ def test_token_codes_are_rounded_tokens():
     codes, step = token_codes(x)
     assert codes.dtype == torch.uint8
     assert torch.equal((codes.float() - 128) * step, round_tokens(x))
+
+
+def test_static_codes_are_rounded_by_the_step_and_a_nan_stays_one():
+    x, step = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0.02])
+    codes, steps = static_codes(x, step)
+    assert (x.abs() > 128 * step).any()
+    assert torch.equal((codes.float() - 128) * steps, round_static(x, step))
+    x[3, 5] = torch.nan
+    assert static_codes(x, step)[1].isnan()[:, 0].nonzero().tolist() == [[3]]

@@ -17,8 +17,8 @@ def gaussian(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def fake(weight, scheme, bias=None):
-    return FakeQuantLinear(weight, quantize_tensor(weight, scheme), bias)
+def fake(weight, scheme, bias=None, step=None):
+    return FakeQuantLinear(weight, quantize_tensor(weight, scheme, input_scale=step), bias)
 
 
 @st.composite
@@ -171,6 +171,30 @@ def test_inputs_are_rounded_where_the_scheme_asks_for_it():
     assert not torch.allclose(module(x), x @ module.weight.t(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("step", [0.011, -0.5])
+def test_a_learned_step_of_the_inputs_is_packed_and_computes_the_same(step):
+    bias, x = nn.Parameter(torch.arange(5.0)), gaussian(2, 3, 8, seed=1)
+    module = fake(gaussian(5, 8), Scheme.parse("w2a8so0"), bias, torch.tensor([0.02]))
+    with torch.no_grad():
+        module.input_scale.fill_(step)
+    tensor = module.pack()
+    assert tensor.input_scale.item() == pytest.approx(max(step, 0))
+    assert torch.equal(module(x), QuantLinear(tensor, bias)(x))
+    assert not torch.allclose(module(x), F.linear(x, module.weight, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_step_of_the_inputs_has_a_gradient_and_a_rate_by_its_size():
+    module = fake(gaussian(5, 8), Scheme.parse("w4a8s"), step=torch.tensor([0.02]))
+    module(gaussian(4, 8, seed=1)).square().sum().backward()
+    assert module.input_scale.grad.abs().item() > 0
+    of_weight, of_inputs = module.step_groups(1e-3)
+    assert of_weight["params"] == [module.scale]
+    assert of_inputs["params"] == [module.input_scale]
+    assert of_inputs["lr"] == pytest.approx(1e-3 * 0.02 / module.latent.abs().mean().item())
+    (only,) = fake(gaussian(5, 8), Scheme.parse("w4a8")).step_groups(1e-3)
+    assert only["lr"] == pytest.approx(of_weight["lr"])
+
+
 def test_an_offset_is_added_behind_the_rounding():
     module, x = fake(gaussian(5, 8), Scheme(bits=2)), gaussian(4, 8, seed=1)
     module.offset = gaussian(5, 8, seed=2) * 1e-3
@@ -199,9 +223,12 @@ def test_grids_that_cannot_be_trained(levels):
         fake(gaussian(2, 8), Scheme(bits=3, outliers=None, **levels))
 
 
-@pytest.mark.parametrize(("name", "value"), [("latent", torch.nan), ("scale", torch.inf), ("latent", 1e6)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("latent", torch.nan), ("scale", torch.inf), ("input_scale", torch.nan), ("latent", 1e6)]
+)
 def test_what_cannot_be_stored_is_refused(name, value):
-    module = fake(gaussian(2, 8), Scheme(bits=3, outliers=OutlierRule("magnitude", 0.1)))
+    scheme = Scheme(bits=3, outliers=OutlierRule("magnitude", 0.1), activations="static")
+    module = fake(gaussian(2, 8), scheme, step=torch.ones(1))
     with torch.no_grad():
         getattr(module, name).fill_(value)
     with pytest.raises(WeightError, match="float16 range" if value == 1e6 else "NaN or infinite"):

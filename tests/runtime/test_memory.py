@@ -39,7 +39,7 @@ def test_every_architecture_computes_nearly_the_same(tiny, arch):
 
 
 @needs_int8
-@pytest.mark.parametrize("recipe", ["w2", "w3", "w4", "w8", "w4t", "w4a8", "w4o0"])
+@pytest.mark.parametrize("recipe", ["w2", "w3", "w4", "w8", "w4t", "w4a8", "w4a8s", "w8a8s", "w4o0"])
 def test_uniform_codes_become_int8(tiny, recipe):
     loaded, prepared = pair(tiny, "bert", recipe)
     kinds = [type(module) for module in prepared.modules() if isinstance(module, ScratchLinear | BlockLinear)]
@@ -54,6 +54,7 @@ def test_uniform_codes_become_int8(tiny, recipe):
         {"symmetric": False, "strategy": "minmax"},
         {"strategy": "kmeans"},
         {"granularity": "group", "group_size": 8, "activations": "dynamic"},
+        {"granularity": "group", "group_size": 8, "activations": "static"},
     ],
 )
 def test_other_codes_are_decoded_in_blocks_and_change_nothing(tiny, scheme):
@@ -74,6 +75,28 @@ def test_a_row_with_a_huge_outlier_is_kept_in_float():
     found = layer(x)
     torch.testing.assert_close(found[:, 5], expected[:, 5])
     assert cosine(found, expected) > 0.999
+
+
+@needs_int8
+def test_int8_products_use_the_stored_step(tiny):
+    """Of inputs beyond the step's levels, too, which a step per token would not clip."""
+    loaded, prepared = pair(tiny, "bert", "w4a8so0")
+    for name, layer in prepared.named_modules():
+        if isinstance(layer, ScratchLinear):
+            module = loaded.get_submodule(name)
+            x = 200 * module.input_scale * torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(2))
+            torch.testing.assert_close(layer(x), module(x), rtol=1e-4, atol=1e-3)
+
+
+@needs_int8
+def test_rows_kept_in_float_see_the_inputs_rounded_by_the_stored_step():
+    weight, step = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0.02])
+    weight[5, 3] = 400
+    module = QuantLinear(quantize_tensor(weight, Scheme.parse("w4a8s"), input_scale=step))
+    layer = memory._int8(module)
+    assert layer.apart.tolist() == [5]
+    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x)[:, 5], module(x)[:, 5])
 
 
 def lowbit_linear_model(*, huge):

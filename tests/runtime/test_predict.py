@@ -157,3 +157,14 @@ def test_a_classifier_from_elsewhere_predicts_too(tiny):
     quantized = list(lowbit.predict(tiny.backbone("roberta", "RobertaForSequenceClassification", "w8"), TEXTS))
     scores = torch.tensor([[answer["probabilities"]["LABEL_1"] for answer in found] for found in (answers, quantized)])
     assert (scores[0] - scores[1]).abs().max() < 0.02
+
+
+def test_static_activations_are_predicted_with(tiny, tmp_path):
+    backbone = tiny.backbone("bert", recipe="w4a8so2")
+    lowbit.tune(backbone, tmp_path / "adapter", toy_data(), options=options())
+    tokenizer = load_tokenizer(backbone)
+    rows = encode(toy_data().evaluations["dev"], tokenizer, 16)
+    expected = predict_logits(lowbit.load(backbone, tmp_path / "adapter"), tokenizer, rows).softmax(dim=1)
+    answers = predict((backbone, tmp_path / "adapter"), TEXTS)
+    found = torch.tensor([list(answer["probabilities"].values()) for answer in answers])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)

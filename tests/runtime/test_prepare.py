@@ -132,3 +132,13 @@ def test_low_rank_factors_are_refused(tiny, tmp_path):
     adapter = lowbit.tune(backbone, tmp_path / "lora", toy_data(), options=options(), method="lora").path
     with pytest.raises(UnsupportedModelError, match="factors cannot be folded"):
         prepare(lowbit.load(backbone, adapter), backend="torch")
+
+
+def test_static_activations_are_refused_before_anything_is_changed(tiny):
+    model = lowbit.load(tiny.backbone("bert", recipe="w4a8s"))
+    expected = output(model)
+    with pytest.raises(UnsupportedModelError, match=r'encoder\.layer\.0\..*stored step \(a8s\).*mode="memory"'):
+        prepare(model, backend="torch")
+    assert torch.equal(output(model), expected)
+    found = output(prepare(model, mode="memory"))
+    assert (found - expected).norm() < 0.06 * expected.norm()

@@ -82,12 +82,13 @@ def test_embeddings_that_stay_in_float_are_trained(tiny, tmp_path, spies):
 
 
 def test_steps_change_as_fast_as_weights_relative_to_their_size(tiny, tmp_path, spies):
-    tune(tiny.model("bert"), tmp_path / "out", {"scheme": {"bits": 8}})
+    tune(tiny.model("bert"), tmp_path / "out", {"scheme": "w8a8s"})
+    assert sum(name.endswith(".input_scale") for name in spies["rates"]) == 12
     for name, rate in spies["rates"].items():
-        if name.endswith(".scale"):
-            latent = spies["before"][f"{name.removesuffix('.scale')}.latent"]
+        if name.endswith("scale"):
+            latent = spies["before"][f"{name.rpartition('.')[0]}.latent"]
             assert rate == pytest.approx(RATE * float(spies["before"][name].mean() / latent.abs().mean()))
-            assert rate < RATE / 10
+            assert rate < RATE / 10 or name.endswith("input_scale")
         else:
             assert rate == RATE
     tune(tiny.model("bert"), tmp_path / "default", learning_rate=None)
@@ -96,7 +97,13 @@ def test_steps_change_as_fast_as_weights_relative_to_their_size(tiny, tmp_path, 
 
 @pytest.mark.parametrize(
     ("arch", "recipe"),
-    [*((arch, "w3o2") for arch in BACKBONES), ("bert", "w2g16o0"), ("gpt2", "w2to1"), ("opt", "w2a8")],
+    [
+        *((arch, "w3o2") for arch in BACKBONES),
+        ("bert", "w2g16o0"),
+        ("gpt2", "w2to1"),
+        ("opt", "w2a8"),
+        ("bert", "w2a8s"),
+    ],
 )
 def test_the_result_is_the_model_that_was_trained(tiny, tmp_path, spies, arch, recipe):
     result = tune(tiny.model(arch), tmp_path / "out", recipe)

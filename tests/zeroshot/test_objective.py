@@ -92,3 +92,11 @@ def test_tables_of_words_are_not_trained(tiny, arch, class_name, recipe):
     assert any(name.endswith("latent") for name in names)
     assert any("norm" in name.lower() for name in names)
     assert len(groups) == 1 + len(fake_linears(student))
+
+
+def test_static_steps_of_the_inputs_are_trained_at_rates_of_their_own(tiny):
+    _, student, _ = pair(tiny, *MODELS[0], recipe="w2a8s")
+    rates = {id(parameter): group["lr"] for group in parameter_groups(student, 1e-3) for parameter in group["params"]}
+    for module in fake_linears(student).values():
+        relative = module.input_scale.item() / module.latent.abs().mean().item()
+        assert rates[id(module.input_scale)] == pytest.approx(1e-3 * relative)

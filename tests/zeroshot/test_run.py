@@ -37,6 +37,22 @@ def test_the_result_is_nearer_to_its_teacher(tiny, tmp_path, arch, class_name):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("method", ["zsaq", "zeroquant"])
+@pytest.mark.parametrize("arch", ["bert", "t5"])
+def test_static_steps_of_the_inputs_are_trained_and_written(tiny, tmp_path, arch, method):
+    model = tiny.model(arch)
+    result = zeroshot(model, tmp_path / "out", recipe="w2a8s", method=method)
+    assert result.gap < result.start_gap
+    assert gap_of(model, result.path) == pytest.approx(result.gap, rel=1e-4)
+    lowbit.quantize(model, "w2a8so0", output=tmp_path / "start")
+    ours, start = (stored(tmp_path / name)[0] for name in ("out", "start"))
+    steps = [name for name in start if name.endswith(".input_scale")]
+    assert len(steps) >= 12
+    changes = torch.cat([ours[name] / start[name] - 1 for name in steps]).abs()
+    assert (changes > 0).float().mean() > 0.9
+    assert changes.max() < 0.5
+
+
 def test_results_are_evaluated_and_predicted_with(tiny, tmp_path):
     data = toy_data()
     result = zeroshot(tiny.model(*CLASSIFIER), tmp_path / "out", recipe="w4a8o1", method="random")

@@ -57,13 +57,13 @@ def test_a_run_can_be_killed_at_any_moment(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("method", ["sampled", "zeroquant"])
-def test_other_methods_go_on_too(tiny, tmp_path, method):
+@pytest.mark.parametrize(("method", "recipe"), [("sampled", "w2a8"), ("zeroquant", "w2a8"), ("zsaq", "w2a8s")])
+def test_other_methods_and_static_activations_go_on_too(tiny, tmp_path, method, recipe):
     model, settings = tiny.model("opt"), {"method": method, "options": taken(method, save_steps=1)}
-    expected, files = left_alone(tmp_path, model, "w2a8", **settings)
-    assert zeroshot_apart(model, tmp_path / "out", "w2a8", **settings, kill=(STEP, 3)) == [None]
+    expected, files = left_alone(tmp_path, model, recipe, **settings)
+    assert zeroshot_apart(model, tmp_path / "out", recipe, **settings, kill=(STEP, 3)) == [None]
     assert saved_step(tmp_path) == 2
-    (result,) = zeroshot_apart(model, tmp_path / "out", "w2a8", **settings)
+    (result,) = zeroshot_apart(model, tmp_path / "out", recipe, **settings)
     assert result["reported"] == [(3, 4), (4, 4)]
     assert facts(result) == facts(expected)
     assert file_bytes(tmp_path / "out") == files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -86,9 +87,9 @@ def _quantized_output(
 
 
 def _scheme(entry: PlanEntry, bits: int) -> Scheme:
-    """The scheme in another width; a strategy that needs a Hessian is stood in for by one that does not."""
+    """The scheme in another width, of the weight alone; a strategy that needs a Hessian is stood in for."""
     assert entry.scheme is not None
-    return grid_scheme(entry.scheme.with_bits(bits))
+    return replace(grid_scheme(entry.scheme.with_bits(bits)), activations="float")
 
 
 def _module(model: PreTrainedModel, entry: PlanEntry) -> torch.nn.Module:

@@ -36,6 +36,7 @@ from lowbit.checkpoint.tensorfile import (
 from lowbit.checkpoint.tokenizer import load_tokenizer
 from lowbit.checkpoint.verify import (
     Verified,
+    check_input_scales,
     fingerprint,
     is_backbone,
     read_quantization_config,
@@ -59,6 +60,7 @@ __all__ = [
     "atomic_directory",
     "backbone_card",
     "check_bytes",
+    "check_input_scales",
     "check_readable",
     "checkpoint_folder",
     "copy_side_files",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from lowbit.checkpoint.directory import weight_files
 from lowbit.checkpoint.tensorfile import Entries, check_bytes, read_manifest
@@ -39,6 +42,7 @@ def verify_backbone(directory: str | Path) -> Verified:
     stored = stored_modules(entries, specs, path)
     for file in files:
         check_bytes(file, entries)
+    check_input_scales(files, specs, stored)
     size = sum(file.stat().st_size for file in files)
     return Verified(path, len(entries), len(stored), size, fingerprint(entries, stored))
 
@@ -94,6 +98,19 @@ def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], folder: Pa
                 )
         stored[name] = path
     return stored
+
+
+def check_input_scales(files: Iterable[Path], specs: Mapping[str, ModuleSpec], stored: Mapping[str, str]) -> None:
+    """Raise :class:`CheckpointError` with the name of a stored step of inputs that is no positive finite number."""
+    names = {f"{path}.input_scale" for name, path in stored.items() if specs[name].scheme.activations == "static"}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in sorted(names.intersection(opened.keys())):
+                step = float(opened.get_tensor(name))
+                if not 0 < step < math.inf:
+                    raise CheckpointError(
+                        f"{file}: tensor '{name}' is {step:g}, no step size; quantize the model again"
+                    )
 
 
 def fingerprint(entries: Entries, stored: Mapping[str, str]) -> str:

@@ -46,7 +46,7 @@ MaxLength = Annotated[
 
 SchemeText = Annotated[
     str | None,
-    typer.Option("--scheme", help=r"w<bits>\[a8]\[g<group>|t]\[o<percent>], as in w4, w3g64 or w2o1; default w4."),
+    typer.Option("--scheme", help=r"w<bits>\[a8|a8s]\[g<group>|t]\[o<percent>], as in w4, w3g64 or w2o1; default w4."),
 ]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="YAML or JSON recipe, instead of the options for one.")
@@ -78,7 +78,7 @@ Spread = Annotated[
 
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option("--calibration", metavar="FILE", help="Texts for gptq, one a line; default: generated ones."),
+    typer.Option("--calibration", metavar="FILE", help="Texts for gptq and a8s, one a line; default: generated ones."),
 ]
 
 Task = Annotated[str | None, typer.Option("--task", help="GLUE task, as in sst2.")]

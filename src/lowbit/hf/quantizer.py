@@ -15,6 +15,7 @@ from lowbit.arch import base_prefix, find_module, is_head, relative_name, swap_m
 from lowbit.checkpoint import (
     Entries,
     check_bytes,
+    check_input_scales,
     manifest_metadata,
     read_manifest,
     stored_modules,
@@ -51,6 +52,7 @@ class LowbitQuantizer(HfQuantizer):
             check_bytes(file, entries)
         specs = self.quantization_config.modules()
         stored = stored_modules(entries, specs, files[0].parent)
+        check_input_scales(files, specs, stored)
         untie(model, entries)
         tensors = {}
         self.quantization_config.keep({name for name in specs if find_module(model, name)})

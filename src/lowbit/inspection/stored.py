@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from lowbit.checkpoint import (
     check_bytes,
+    check_input_scales,
     fingerprint,
     read_manifest,
     read_quantization_config,
@@ -45,6 +46,7 @@ class StoredBackbone:
         ):
             raise CheckpointError(f"{folder}: `errors` in config.json are damaged; quantize the model again")
         self._tensors: dict[str, Any] = {}
+        check_input_scales(files, self.specs, self.stored)
         for file in files:
             check_bytes(file, self.entries)
             opened = stack.enter_context(safe_open(file, framework="pt"))

@@ -1,6 +1,6 @@
 """Execution of quantized tensors: each kernel stands beside the reference it is tested against."""
 
-from lowbit.kernels.activations import note_origin, round_tokens
+from lowbit.kernels.activations import note_origin, positive_step, round_static, round_tokens
 from lowbit.kernels.blocks import block_linear, row_blocks
 from lowbit.kernels.cache import WeightCache
 from lowbit.kernels.encoder import EncoderLayer, Norm, encoder_layer, encoder_layer_reference
@@ -25,6 +25,7 @@ from lowbit.kernels.scratch import (
     scratch_limit,
     scratch_linear,
     scratch_linear_reference,
+    static_codes,
     token_codes,
 )
 
@@ -55,7 +56,9 @@ __all__ = [
     "outlier_gradient",
     "pack_scratch",
     "pack_weight",
+    "positive_step",
     "quant_linear",
+    "round_static",
     "round_tokens",
     "row_blocks",
     "saturates",
@@ -63,5 +66,6 @@ __all__ = [
     "scratch_limit",
     "scratch_linear",
     "scratch_linear_reference",
+    "static_codes",
     "token_codes",
 ]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_LARGEST = 127
+LARGEST_INPUT = 127  # code
+_POSITIVE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,45 @@ class _RoundTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
-        step = wide.abs().amax(dim=-1, keepdim=True) / _LARGEST
+        step = wide.abs().amax(dim=-1, keepdim=True) / LARGEST_INPUT
         step = torch.where(step > 0, step, torch.ones_like(step))
         return (wide / step).round_().mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         return grad
+
+
+def round_static(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """``x`` [..., in] on the 255 levels from -127 to 127 times ``step`` float32 [1], in its dtype; computed in float32.
+
+    What lies beyond the levels is clipped, and gets no gradient. The gradient of the step is that of LSQ (Esser et al.
+    2020, arXiv 1902.08153), scaled by 1 / sqrt(127 in). The step is used as :func:`positive_step` gives it.
+    """
+    rounded: torch.Tensor = _RoundStatic.apply(x, step)
+    return rounded
+
+
+def positive_step(step: torch.Tensor) -> torch.Tensor:
+    """A learned float32 step size as it is used and stored: training may bring it to zero or below."""
+    return step.clamp(*_POSITIVE)
+
+
+class _RoundStatic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, step)
+        used = positive_step(step)
+        return (x.float() / used).round_().clamp_(-LARGEST_INPUT, LARGEST_INPUT).mul_(used).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x, step = ctx.saved_tensors
+        steps = x.float() / positive_step(step)
+        inside = steps.abs() <= LARGEST_INPUT
+        if not ctx.needs_input_grad[1]:
+            return grad * inside, None
+        levels = steps.round().clamp_(-LARGEST_INPUT, LARGEST_INPUT)
+        total = (grad.float() * (levels - steps.masked_fill_(~inside, 0))).sum()
+        return grad * inside, (total / (LARGEST_INPUT * x.shape[-1]) ** 0.5).view(step.shape)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from lowbit.kernels import onednn
+from lowbit.kernels.activations import LARGEST_INPUT
 from lowbit.kernels.planes import pack_planes, unpack_planes
 
-_LARGEST = 127
 _FULL = 8  # bits
 _TINY = 2.0**-100  # a token of zeros needs some step
 _scratch = threading.local()  # weights by shape; each thread has its own, so that models can run side by side
@@ -77,23 +77,32 @@ def pack_scratch(codes: torch.Tensor, bits: int, *, odd: bool = False) -> Packed
 
 
 def scratch_linear(
-    x: torch.Tensor, weight: PackedWeight, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: PackedWeight,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``x`` float32 [tokens, in], rounded to 8 bits per token, times the weight, whose rows are multiplied by ``scale``
-    float32 [out], plus ``bias`` [out]: float32 [tokens, out]. Reference: :func:`scratch_linear_reference`.
+    """``x`` float32 [tokens, in], rounded to 8 bits per token, or by ``step`` float32 [1], times the weight, whose rows
+    are multiplied by ``scale`` float32 [out], plus ``bias`` [out]: float32 [tokens, out]. Reference:
+    :func:`scratch_linear_reference`.
     """
     if not x.numel():
         return x.new_empty(x.shape[0], weight.shape[0])
-    codes, step = token_codes(x)
+    codes, step = token_codes(x) if step is None else static_codes(x, step)
     product = onednn.multiply(codes, _unpacked(weight), scale)
     return product.mul_(step) if bias is None else torch.addcmul(bias, product, step)
 
 
 def scratch_linear_reference(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    step: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What :func:`scratch_linear` computes, in float64, of int8 ``codes`` [out, in]; returns float32 [tokens, out]."""
-    inputs, step = token_codes(x)
+    inputs, step = token_codes(x) if step is None else static_codes(x, step)
     product = ((inputs.double() - onednn.ZERO) @ codes.double().t()) * step * scale
     return (product if bias is None else product + bias).float()
 
@@ -103,9 +112,23 @@ def token_codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     ``(codes - 128) * step`` is what :func:`lowbit.kernels.round_tokens` gives.
     """
-    step = x.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(_LARGEST)
-    signed = (x / step).round_().to(torch.int8)  # a conversion to uint8 takes three times as long
-    return signed.bitwise_xor_(-onednn.ZERO).view(torch.uint8), step
+    step = x.abs().amax(dim=1, keepdim=True).clamp_min_(_TINY).div_(LARGEST_INPUT)
+    return _as_bytes(x / step), step
+
+
+def static_codes(x: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`token_codes`, by one ``step`` float32 [1], like :func:`lowbit.kernels.round_static`.
+
+    A token with a NaN has the step NaN.
+    """
+    codes = _as_bytes((x / step).clamp_(-LARGEST_INPUT, LARGEST_INPUT))
+    return codes, x.amax(dim=1, keepdim=True).clamp_(step, step)
+
+
+def _as_bytes(steps: torch.Tensor) -> torch.Tensor:
+    """Float32 multiples of a step, within 127, as codes uint8 around 128; the argument is overwritten."""
+    signed = steps.round_().to(torch.int8)  # a conversion to uint8 takes three times as long
+    return signed.bitwise_xor_(-onednn.ZERO).view(torch.uint8)
 
 
 def _unpacked(weight: PackedWeight) -> torch.Tensor:

@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowbit.errors import SchemeError
-from lowbit.kernels import round_tokens
+from lowbit.kernels import positive_step, round_static, round_tokens
 from lowbit.packing import pack
 from lowbit.qtensor import QuantizedTensor, check_finite, sparse_rows, tensor_specs
 from lowbit.scheme import CODEBOOKS, Scheme
 from lowbit.strategies.grid import Fit, decode, encode, group_sum, limits, to_blocks
 
-_FLOAT_RANGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _HALF_RANGE = 2.0**-24, 65504.0
 
 
@@ -23,9 +22,10 @@ class FakeQuantLinear(nn.Module):
     """``y = x Q(W)^T + b`` with a latent float32 W [out, in] and learned step sizes; stands in for ``nn.Linear``.
 
     It starts from a float ``weight`` [out, in] and any quantization of it: the ``weight`` it computes with is then
-    ``tensor.dequantize()``. Trained are ``latent``, ``scale`` (float32, in the shape of ``tensor.scale``) and ``bias``.
-    Outliers stay where they are in ``tensor``; their values are those of ``latent``, rounded to float16. Where the
-    scheme asks for it, inputs are rounded to 8 bits per token.
+    ``tensor.dequantize()``. Trained are ``latent``, ``scale`` (float32, in the shape of ``tensor.scale``), ``bias``
+    and, for static activations, ``input_scale`` (float32 [1]). Outliers stay where they are in ``tensor``; their values
+    are those of ``latent``, rounded to float16. Where the scheme asks for it, inputs are rounded to 8 bits, per token
+    or by ``input_scale``.
 
     Rounding lets gradients through within the range of the grid, and stops them outside. Step sizes have the gradient
     of LSQ (Esser et al. 2020, arXiv 1902.08153), scaled by 1 / sqrt(n Qp). They are kept positive where they are used,
@@ -47,6 +47,8 @@ class FakeQuantLinear(nn.Module):
         self.out_features, self.in_features = tensor.shape
         self.register_buffer("outliers", None if tensor.outlier_value is None else tensor.outlier_positions())
         self.scale = nn.Parameter(tensor.scale.detach().float().clone())
+        step = tensor.input_scale
+        self.input_scale = None if step is None else nn.Parameter(step.detach().clone())
         self.latent = nn.Parameter(weight.detach().float().contiguous().clone())
         self.bias = bias
         self.offset: torch.Tensor | None = None
@@ -64,16 +66,19 @@ class FakeQuantLinear(nn.Module):
         """``x`` float32 [..., in] to [..., out], in the dtype of autocast if that is on."""
         if self.scheme.activations == "dynamic":
             x = round_tokens(x)
+        elif self.input_scale is not None:
+            x = round_static(x, self.input_scale)
         return F.linear(x, self.weight if self.offset is None else self.weight + self.offset, self.bias)
 
     @torch.no_grad()
-    def step_rate(self, rate: float) -> float:
-        """AdamW's learning rate of ``scale`` beside a ``rate`` of the weights.
+    def step_groups(self, rate: float) -> list[dict[str, Any]]:
+        """AdamW's groups of the step sizes, of the weight and of the inputs, beside a ``rate`` of the weights.
 
         LSQ scales gradients of step sizes so that they change as fast as the weights, each relative to its size. AdamW
         takes that scale away again, so the rate does it: at 8 bits steps are thirty times smaller than weights.
         """
-        return rate * float(self.scale.mean() / self.latent.abs().mean())
+        steps = [step for step in (self.scale, self.input_scale) if step is not None]
+        return [{"params": [step], "lr": rate * float(step.mean() / self.latent.abs().mean())} for step in steps]
 
     @torch.no_grad()
     def pack(self) -> QuantizedTensor:
@@ -88,6 +93,9 @@ class FakeQuantLinear(nn.Module):
         tensors = {"weight": pack(codes.to(torch.uint8), self.scheme.bits), "scale": scale}
         if self.outliers is not None:
             tensors |= sparse_rows(self.latent, self.outliers)
+        if self.input_scale is not None:
+            check_finite(self.input_scale)
+            tensors["input_scale"] = positive_step(self.input_scale)
         specs = tensor_specs(self.scheme, self.shape, 0 if self.outliers is None else self.outliers.numel())
         return QuantizedTensor(
             shape=self.shape, scheme=self.scheme, **{name: value.to(specs[name][0]) for name, value in tensors.items()}
@@ -138,4 +146,4 @@ def _as_stored(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Learned step sizes as they are stored, still float32: positive, and with 16 bits for groups."""
     if scheme.granularity == "group":
         return scale.clamp(*_HALF_RANGE).half().float()
-    return scale.clamp(*_FLOAT_RANGE)
+    return positive_step(scale)

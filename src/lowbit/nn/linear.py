@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lowbit.kernels import quant_linear, round_tokens
+from lowbit.kernels import quant_linear, round_static, round_tokens
 from lowbit.nn.embedding import QuantEmbedding
 from lowbit.nn.payload import QuantModule
 from lowbit.qtensor import QuantizedTensor
@@ -14,8 +14,8 @@ from lowbit.qtensor import QuantizedTensor
 class QuantLinear(QuantModule):
     """``y = x W^T + b`` with a quantized W [out, in]; stands in for ``nn.Linear`` and for ``Conv1D``.
 
-    Where the scheme asks for it, ``x`` is rounded to 8 bits per token first. It is deliberately no ``nn.Linear``:
-    libraries that would silently replace or merge its weight refuse it.
+    Where the scheme asks for it, ``x`` is rounded to 8 bits first, per token or by a stored step. It is deliberately no
+    ``nn.Linear``: libraries that would silently replace or merge its weight refuse it.
     """
 
     def __init__(self, tensor: QuantizedTensor, bias: torch.Tensor | None = None) -> None:
@@ -27,6 +27,8 @@ class QuantLinear(QuantModule):
         """``x`` [..., in] to [..., out], in the dtype of ``x`` (or of autocast)."""
         if self.scheme.activations == "dynamic":
             x = round_tokens(x)
+        elif self.input_scale is not None:
+            x = round_static(x, self.input_scale)
         return quant_linear(x, self.tensor, self.bias, self.cached())
 
 

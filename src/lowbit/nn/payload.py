@@ -15,13 +15,13 @@ from lowbit.qtensor import QuantizedTensor, tensor_specs
 from lowbit.scheme import Scheme
 
 CODES = "codes"  # the buffer's name; on disk the codes are called ``weight``
-_PARAMETERS = ("scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value")
+_PARAMETERS = ("scale", "zero_point", "codebook", "outlier_ptr", "outlier_col", "outlier_value", "input_scale")
 _CACHE_DTYPES = (torch.bfloat16, torch.float32)
 
 
 class QuantModule(nn.Module):
     """Holds a weight [out, in] as buffers ``codes, scale, zero_point, codebook, outlier_ptr, outlier_col,
-    outlier_value``.
+    outlier_value, input_scale``.
 
     The buffers keep their dtype through ``.to(dtype)`` and ``.half()``: they are the stored form, and the
     result follows the dtype of the input. Training promotes ``outlier_value`` (and ``scale``) to parameters.
@@ -34,6 +34,7 @@ class QuantModule(nn.Module):
     outlier_ptr: torch.Tensor | None
     outlier_col: torch.Tensor | None
     outlier_value: torch.Tensor | None
+    input_scale: torch.Tensor | None
 
     def __init__(self, tensor: QuantizedTensor) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class QuantModule(nn.Module):
             outlier_ptr=self.outlier_ptr,
             outlier_col=self.outlier_col,
             outlier_value=self.outlier_value,
+            input_scale=self.input_scale,
         )
 
     @property

@@ -25,10 +25,12 @@ def prepare_torch(model: PreTrainedModel) -> PreTrainedModel:
     """Replace the quantized linears of a loaded backbone by int8 ones, in place; an adapter on it is laid over them.
 
     Where the adapter has step sizes that the layout cannot change afterwards, backbone and adapter are folded as one,
-    and :func:`switch` refuses the result. A model with low-rank factors on it raises :class:`UnsupportedModelError`.
+    and :func:`switch` refuses the result. A model with low-rank factors on it, or with static activations, raises
+    :class:`UnsupportedModelError`.
     """
     if getattr(model, "peft_config", None):
         raise UnsupportedModelError("low-rank factors cannot be folded into int8; use the model unprepared")
+    refuse_static(model)
     kernel, why = best_kernel()
     active = getattr(model, "lowbit_adapter", None)
     as_one = active is not None and _fixes_steps(model, active.replaced, KERNELS[kernel].limits[-1])
@@ -92,6 +94,16 @@ def _report(
     worst = max(errors, key=errors.__getitem__)
     absence = kernels_absence()
     return RuntimeReport("torch", "latency", tuple(choices), (absence,) if absence else (), errors[worst], worst)
+
+
+def refuse_static(model: PreTrainedModel) -> None:
+    """Raise :class:`UnsupportedModelError` where a linear has a stored step for its inputs: others are used here."""
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLinear) and module.input_scale is not None:
+            raise UnsupportedModelError(
+                f"{path}: its inputs have a stored step (a8s), and this layout finds its own; "
+                'prepare the model with mode="memory", or use it unprepared'
+            )
 
 
 def refuse_saving(*args: Any, **kwargs: Any) -> NoReturn:

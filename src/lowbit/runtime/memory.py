@@ -12,6 +12,7 @@ from lowbit.kernels import (
     block_linear,
     has_scratch,
     pack_scratch,
+    round_static,
     round_tokens,
     row_blocks,
     scratch_limit,
@@ -33,10 +34,10 @@ def prepare_memory(model: PreTrainedModel) -> PreTrainedModel:
     """Turn the quantized linears of a loaded model into the layout for little memory, in place; returns the model.
 
     A linear with uniform symmetric levels and one step size per output (or for all) becomes an int8 product: its inputs
-    are rounded to 8 bits per token, weights of up to 4 bits are unpacked into a scratch weight that all linears of the
-    same shape share, wider ones are held in 8. Any other one, and a projection that shares the word embedding, is
-    decoded to float in blocks of rows. What is not quantized stays as it is. Raises :class:`UnsupportedModelError` for
-    a model without quantized modules, or one that is not on the CPU.
+    are rounded to 8 bits per token, or by the stored step of static activations; weights of up to 4 bits are unpacked
+    into a scratch weight that all linears of the same shape share, wider ones are held in 8. Any other one, and a
+    projection that shares the word embedding, is decoded to float in blocks of rows. What is not quantized stays as it
+    is. Raises :class:`UnsupportedModelError` for a model without quantized modules, or one that is not on the CPU.
     """
     if not any(isinstance(module, QuantModule) for module in model.modules()):
         raise UnsupportedModelError("the model has no quantized modules; make a backbone with `lowbit quantize` first")
@@ -78,7 +79,8 @@ class _Linear(nn.Module):
 class ScratchLinear(_Linear):
     """``y = x W^T + b`` by an int8 product; rows that int8 does not hold well are computed in float.
 
-    ``scale`` float32 [out]; ``apart`` int64 [rows] and ``apart_weight`` float32 [rows, in].
+    ``scale`` float32 [out]; ``apart`` int64 [rows] and ``apart_weight`` float32 [rows, in]; ``input_scale`` float32
+    [1], the static step of the inputs, or None for a step per token.
     """
 
     def __init__(
@@ -88,18 +90,21 @@ class ScratchLinear(_Linear):
         bias: nn.Parameter | None,
         apart: torch.Tensor,
         apart_weight: torch.Tensor,
+        input_scale: torch.Tensor | None,
     ) -> None:
         super().__init__()
         self.packed, self.scale, self.bias = weight, scale, bias
-        self.apart, self.apart_weight = apart, apart_weight
+        self.apart, self.apart_weight, self.input_scale = apart, apart_weight, input_scale
         self.out_features, self.in_features = weight.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in] to [..., out], in its dtype."""
         rows = x.reshape(-1, self.in_features).float()
         bias = None if self.bias is None else self.bias.float()
-        output = scratch_linear(rows, self.packed, self.scale, bias)
+        output = scratch_linear(rows, self.packed, self.scale, bias, self.input_scale)
         if self.apart.numel():
+            if self.input_scale is not None:
+                rows = round_static(rows, self.input_scale)
             output[:, self.apart] = nn.functional.linear(
                 rows, self.apart_weight, None if bias is None else bias[self.apart]
             )
@@ -114,6 +119,7 @@ class BlockLinear(_Linear):
         self._payload = [module.source if isinstance(module, TiedQuantLinear) else module]  # kept by the table too
         self.bias = module.bias
         self.rounds_inputs = isinstance(module, QuantLinear) and module.scheme.activations == "dynamic"
+        self.input_scale = module.input_scale if isinstance(module, QuantLinear) else None
         self.out_features, self.in_features = module.out_features, module.in_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -121,6 +127,8 @@ class BlockLinear(_Linear):
         rows = x.reshape(-1, self.in_features).float()
         if self.rounds_inputs:
             rows = round_tokens(rows)
+        elif self.input_scale is not None:
+            rows = round_static(rows, self.input_scale)
         output = block_linear(rows, self._payload[0].tensor, None if self.bias is None else self.bias.float())
         return output.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
@@ -138,7 +146,7 @@ def _int8(module: QuantLinear) -> ScratchLinear | None:
     if len(apart):
         codes[apart] = 0
     packed = pack_scratch(codes, scheme.bits if scheme.bits <= _NARROW else 8, odd=_is_odd(scheme))
-    return ScratchLinear(packed, scale, module.bias, apart, tensor.dequantize()[apart])
+    return ScratchLinear(packed, scale, module.bias, apart, tensor.dequantize()[apart], module.input_scale)
 
 
 def _int8_rows(tensor: QuantizedTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import Examples, encode
 from lowbit.loop import check_sizes, default_device, predict_logits
-from lowbit.nn import QuantModule
+from lowbit.nn import QuantLinear, QuantModule
 from lowbit.runtime.prepare import prepare
 
 _AHEAD = 2048  # rows read ahead, within which they are sorted by length
@@ -33,8 +33,8 @@ def predict(
 
     Classification gives ``label``, ``score`` and ``probabilities`` by label; regression gives ``value``. A model
     without a classification head raises :class:`UnsupportedModelError`. On a CPU a backbone runs in the latency layout
-    of :func:`lowbit.runtime.prepare`. Rows of similar length are run together, by
-    default as many as have about 1,024 tokens, else ``batch_size``.
+    of :func:`lowbit.runtime.prepare`, one with static activations in that for little memory. Rows of
+    similar length are run together, by default as many as have about 1,024 tokens, else ``batch_size``.
     """
     check_sizes(batch_size, max_length)
     folder = checkpoint_folder(model)
@@ -47,11 +47,15 @@ def predict(
 
 
 def _fastest(model: PreTrainedModel) -> PreTrainedModel:
-    """A backbone on the CPU in its int8 layout; what has none, float weights or low-rank factors, as it is."""
+    """A backbone on the CPU in its int8 layout; what has none, float weights or low-rank factors, as it is.
+
+    Steps of inputs that are stored are used in the layout for little memory only.
+    """
     quantized = any(isinstance(module, QuantModule) for module in model.modules())
     if not quantized or model.device.type != "cpu" or getattr(model, "peft_config", None):
         return model
-    return prepare(model, backend="torch")
+    static = any(isinstance(module, QuantLinear) and module.input_scale is not None for module in model.modules())
+    return prepare(model, mode="memory") if static else prepare(model, backend="torch")
 
 
 def _stream(

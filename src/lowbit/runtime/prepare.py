@@ -33,8 +33,9 @@ def prepare(
     ``mode`` is ``latency`` (int8 products) or ``memory`` (weights stay in their few bits). ``backend`` is ``torch``,
     ``openvino``, or ``auto``: OpenVINO where it is installed and this machine has no C kernels of ours.
     ``calibration``, texts or batches, fixes the ranges of activations for OpenVINO; the torch backend measures them per
-    token as it runs. A model that is no backbone, is prepared already, or is not on the CPU raises
-    :class:`UnsupportedModelError`, a missing library :class:`MissingExtraError`.
+    token as it runs. A model that is no backbone, is prepared already, is not on the CPU, or has static
+    activations in the mode ``latency`` raises :class:`UnsupportedModelError`, a missing library
+    :class:`MissingExtraError`.
     """
     if mode not in MODES or backend not in BACKENDS:
         raise SchemeError(f"mode is one of {', '.join(MODES)}, and backend one of {', '.join(BACKENDS)}")

@@ -78,11 +78,11 @@ def parameter_groups(student: PreTrainedModel, rate: float) -> list[dict[str, An
     tables = [student.get_input_embeddings(), student.get_output_embeddings()]
     frozen = {id(parameter) for table in tables if table is not None for parameter in table.parameters()}
     fakes = fake_linears(student).values()
-    apart = frozen | {id(module.scale) for module in fakes}
+    steps = [group for module in fakes for group in module.step_groups(rate)]
+    apart = frozen | {id(step) for group in steps for step in group["params"]}
     for parameter in student.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
     rest = [parameter for parameter in student.parameters() if id(parameter) not in apart]
-    steps = [{"params": [module.scale], "lr": module.step_rate(rate)} for module in fakes]
     return [{"params": rest, "lr": rate}, *steps]
 
 

@@ -203,3 +203,8 @@ def test_calibration_needs_rows_of_one_kind(original):
         prepare_openvino(original, [])
     with pytest.raises(DataError, match="one kind"):
         prepare_openvino(original, ["a text", {"input_ids": [[1]]}])
+
+
+def test_static_activations_are_refused(tiny):
+    with pytest.raises(UnsupportedModelError, match=r'stored step \(a8s\).*mode="memory"'):
+        prepare_openvino(lowbit.load(tiny.backbone("bert", recipe="w4a8s")))

@@ -17,6 +17,7 @@ from lowbit.checkpoint import load_tokenizer
 from lowbit.errors import DataError, UnsupportedModelError
 from lowbit.kernels import saturates
 from lowbit.loop import isolated_rng
+from lowbit.runtime.latency import refuse_static
 from lowbit.runtime.openvino import graph as graphs
 from lowbit.runtime.openvino.inputs import choose_grid, observe
 from lowbit.runtime.openvino.model import Signature, compile_graph, core, wrap
@@ -38,10 +39,11 @@ def prepare_openvino(model: PreTrainedModel, calibration: Calibration | None = N
     texts of words drawn from the vocabulary, or, for a model that has no folder, on random ids. The outputs have the
     model's own class. The model given is left as it is.
 
-    Raises MissingExtraError without OpenVINO, UnsupportedModelError for models that generate text, and
-    DataError for calibration data without rows.
+    Raises MissingExtraError without OpenVINO, UnsupportedModelError for models that generate text or have static
+    activations, and DataError for calibration data without rows.
     """
     core()
+    refuse_static(model)
     names = _inputs(model)
     twin, linears, tables = graphs.float_twin(model)
     batches = calibration_batches(model, calibration, names)

@@ -28,15 +28,15 @@ class QAT(Method):
         self._plan = fake_quantize_model(self.model, self.options.recipe, seed=self.options.seed)
         fakes = [module for module in self.model.modules() if isinstance(module, FakeQuantLinear)]
         rate = self.options.learning_rate or LEARNING_RATE
-        scales = {id(module.scale) for module in fakes}
+        steps = [group for module in fakes for group in module.step_groups(rate)]
+        scales = {id(step): step.numel() for group in steps for step in group["params"]}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in scales]
         weights = sum(module.latent.numel() for module in fakes)
         trained = {
             "weights": weights,
-            "scales": sum(module.scale.numel() for module in fakes),
+            "scales": sum(scales.values()),
             "rest": sum(parameter.numel() for parameter in rest) - weights,
         }
-        steps = [{"params": [module.scale], "lr": module.step_rate(rate)} for module in fakes]
         return Prepared(self.model, trained, [{"params": rest, "lr": rate}, *steps])
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
