@@ -91,9 +91,9 @@ def trials(results: Path) -> str:
 @table("options")
 def options(results: Path) -> str:
     """One line per width and option that was changed: held-out scores, and how the mean differs from none changed."""
-    same = ("model", "scheme", "rate", "task", "rows", "precision")
+    same = ("model", "scheme", "rate", "task", "rows", "precision", "dropout")
     plain = {}
-    for row in newest(_rows(results, "trial"), *_KEY, "rate", "rows", "precision"):
+    for row in newest(_rows(results, "trial"), *_KEY, "rate", "rows", "precision", "dropout"):
         if row["method"] == "outliers":
             plain[tuple(row.get(name) for name in same)] = 100 * row["score"]
     found: dict[tuple[str, str, float, str], dict[str, float]] = {}
@@ -127,6 +127,7 @@ def long(results: Path) -> str:
             f"{name} {value:g}" if name == "budget" else f"{name} {value}" for name, value in row["options"].items()
         ]
         changes += [row["optimizer"]] if "optimizer" in row else []
+        changes += ["no dropout"] if row.get("dropout") == 0 else []
         cells = [row["task"], row["precision"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}"]
         lines.append([*cells, ", ".join(changes) or MISSING, str(row["rows"]), f"{100 * row['score']:.1f}"])
     return markdown(["Task", "Run in", "Bits", "Method", "Rate", "Changed", "Rows", "Score"], lines, text_columns=6)
@@ -176,7 +177,8 @@ def _runs(rows: Iterable[Row], model: str, task: str, method: str, scheme: str) 
 
 
 def _finals(results: Path) -> list[Row]:
-    return newest(_rows(results, "final"), *_KEY)
+    """Those without dropout, which all methods have in common; the first ones had the model's own."""
+    return newest([row for row in _rows(results, "final") if row.get("dropout") == 0], *_KEY)
 
 
 def _rows(results: Path, kind: str) -> list[Row]:

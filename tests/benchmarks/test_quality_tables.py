@@ -11,6 +11,7 @@ FULL = {
     "scheme": "fp32",
     "seed": 0,
     "rows": 12000,
+    "dropout": 0.0,
     "score": 0.9,
     "trained_share": 1.0,
     "rate": 5e-5,
@@ -59,6 +60,14 @@ def test_a_missing_task_leaves_the_mean_open(results):
     assert body(tables.TABLES["frozen"](results)) == [["–"] * 9]
 
 
+def test_runs_with_dropout_do_not_stand_beside_those_without(results):
+    earlier = [{name: value for name, value in row.items() if name != "dropout"} for row in (FULL, OURS)]
+    write(results / "tuning_quality.jsonl", [*earlier, FULL | {"seed": 1}, FULL | {"seed": 2, "dropout": 0.1}])
+    assert [line[2:7] for line in body(tables.TABLES["tuning"](results))] == [
+        ["full fine-tuning", "all", "–", "–", "90.0 (n=1)"]
+    ]
+
+
 def test_lines_go_from_many_bits_to_few(results):
     schemes = [("w2", "ptq"), ("w4", "outliers"), ("fp32", "full"), ("w4", "ptq"), ("w3", "qat")]
     write(results / "tuning_quality.jsonl", [FULL | {"scheme": s, "method": m} for s, m in schemes])
@@ -98,10 +107,10 @@ def test_long_runs_show_what_was_changed(results):
         "options": {"budget": 0.01},
         "score": 0.8,
     }
-    other = run | {"options": {}, "optimizer": "another", "rows": 10}
+    other = run | {"options": {}, "optimizer": "another", "rows": 10, "dropout": None}
     write(results / "tuning_quality.jsonl", [run, other, run | {"held_out": None}])
     assert body(tables.TABLES["long"](results)) == [
-        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "budget 0.01", "12000", "80.0"],
+        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "budget 0.01, no dropout", "12000", "80.0"],
         ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "another", "10", "80.0"],
     ]
 
