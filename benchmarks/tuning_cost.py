@@ -68,8 +68,8 @@ def lora(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def outliers(model: PreTrainedModel) -> torch.nn.Module:
-    """Outliers, norms, biases and the head."""
-    prepare(model, norms=True, biases=True)
+    """Outliers, norms, biases, step sizes and the head."""
+    prepare(model)
     return model
 
 

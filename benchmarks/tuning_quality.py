@@ -52,8 +52,8 @@ RATES = {
 }
 # What is changed for a trial of an option: fields of TuneOptions, and of the backbone's scheme.
 OPTIONS: dict[str, tuple[Row, Row]] = {
-    "outliers and head only": ({"norms": False, "biases": False}, {}),
-    "step sizes along": ({"scales": True}, {}),
+    "outliers and head only": ({"norms": False, "biases": False, "scales": False}, {}),
+    "no step sizes": ({"scales": False}, {}),
     "positions: random": ({"positions": "random"}, {}),
     "positions: first gradient": ({"positions": "gradient"}, {}),
     "positions: mixed": ({"positions": "mix"}, {}),
@@ -72,6 +72,9 @@ OPTIONS: dict[str, tuple[Row, Row]] = {
     "full levels": ({}, {"levels": "full"}),
 }
 BUDGET = 0.0079  # 0.5 % outliers, and the norms and biases of MiniLM
+# The same budget for all: norms, biases and step sizes take 0.48 % of MiniLM, and outliers get the rest.
+CHOSEN: dict[str, Row] = {name: {"budget": BUDGET} for name in ("lora", "loftq")}
+CHOSEN |= {name: {"scales": True, "budget": BUDGET} for name in ("outliers", "outliers-kd", "random")}
 KEY = ("kind", "model", "task", "method", "scheme", "seed")
 KEY += ("rate", "dropout", "options", "rows", "epochs", "batch", "precision")
 FROM_FLOAT = ("full", "ptq", "qat", "qat-kd")
@@ -134,8 +137,8 @@ class Study:
         data = held_out_data(task, self.arguments.data_dir)
         rate = self._best_rate("outliers", scheme)
         row = self._row("option", task, "outliers", scheme, 0, rate, data, EPOCHS[task])
-        row["options"], changes = OPTIONS[name]
-        row |= {"option": name, "backbone": changes}
+        options, changes = OPTIONS[name]
+        row |= {"options": row["options"] | options, "option": name, "backbone": changes}
         if not done(FILE, row, (*KEY, "option")):
             self._run(row, data, self.work / "trial")
 
@@ -169,7 +172,7 @@ class Study:
             "seed": seed,
             "rate": rate,
             "dropout": DROPOUT,
-            "options": {"budget": BUDGET} if method in ("lora", "loftq") else {},
+            "options": CHOSEN.get(method, {}),
             "epochs": epochs,
             "batch": BATCH_SIZE,
             "rows": len(data.train),

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_function(run, calls, table):
 
 def test_every_option_is_passed_on(run, calls, table):
     flags = "--method ptq --scheme w3 --epochs 0.5 --batch-size 4 --learning-rate 0.1 --head-learning-rate 0.2"
-    flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --scales --precision fp32 --seed 9"
+    flags += " --max-length 7 --train-rows 6 --no-norms --no-biases --no-scales --precision fp32 --seed 9"
     flags += " --accumulate 2 --hold-out 0.25 --patience 3 --save-steps 20 --budget 0.5% --positions gradient"
     flags += " --initial decoded --rate-by-step --rank 3 --teacher there --float-model here --warmup 0.2"
     flags += " --schedule cosine --dropout 0.3 --cache fp32 --checkpointing"
@@ -54,7 +54,7 @@ def test_every_option_is_passed_on(run, calls, table):
         max_length=7,
         norms=False,
         biases=False,
-        scales=True,
+        scales=False,
         precision="fp32",
         seed=9,
         accumulate=2,

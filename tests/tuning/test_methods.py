@@ -12,7 +12,8 @@ from tests.tiny import options, toy_data
 
 WEIGHTS = 8 * 1024 + 4 * 1536  # of the block linears
 OUTLIERS = 2 * (4 * 20 + 2 * 31)
-BESIDE = {"norms": 5 * 64, "biases": 2 * (5 * 32 + 48)}
+ROWS = 2 * (5 * 32 + 48)
+BESIDE = {"norms": 5 * 64, "biases": ROWS, "scales": ROWS}
 HEAD = 33 * 32 + 33 * 2
 
 
@@ -27,9 +28,9 @@ def payload(model):
 @pytest.mark.parametrize(
     ("method", "trained"),
     [
-        ("random", {"outliers": OUTLIERS, **BESIDE, "scales": 0}),
-        ("scales", {"outliers": 0, "norms": 0, "biases": 0, "scales": 2 * (5 * 32 + 48)}),
-        ("bitfit", {"outliers": 0, "norms": 0, "biases": 2 * (5 * 32 + 48), "scales": 0}),
+        ("random", {"outliers": OUTLIERS, **BESIDE}),
+        ("scales", {"outliers": 0, "norms": 0, "biases": 0, "scales": ROWS}),
+        ("bitfit", {"outliers": 0, "norms": 0, "biases": ROWS, "scales": 0}),
     ],
 )
 def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
@@ -42,7 +43,7 @@ def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
     assert (
         parts
         == {
-            "random": {*SPARSE, "bias", "weight"},
+            "random": {*SPARSE, "bias", "scale", "weight"},
             "scales": {"scale"},
             "bitfit": {"bias"},
         }[method]
@@ -50,7 +51,7 @@ def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
     name = "encoder.layer.0.output.dense"
     before, after = plain.get_submodule(name), tuned.bert.get_submodule(name)
     assert torch.equal(before.codes, after.codes)
-    assert torch.equal(before.scale, after.scale) == (method != "scales")
+    assert torch.equal(before.scale, after.scale) == (method == "bitfit")
     assert torch.equal(before.weight, after.weight) == (method == "bitfit")
     assert not torch.equal(before.bias, after.bias) or method == "scales"
 
@@ -66,7 +67,7 @@ def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):
 
 @pytest.mark.parametrize("rule", ["random", "gradient", "mix"])
 def test_only_the_chosen_positions_move(tiny, tmp_path, rule):
-    result = tune(tiny, tmp_path / "out", positions=rule, learning_rate=0.05)
+    result = tune(tiny, tmp_path / "out", positions=rule, scales=False, learning_rate=0.05)
     assert result.trained["outliers"] == OUTLIERS
     plain = lowbit.load(tiny.backbone("bert"))
     tuned = lowbit.load(tiny.backbone("bert"), result.path)
@@ -132,7 +133,7 @@ def test_a_budget_can_take_more_positions_than_the_backbone_has(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "shares"),
-    [("outliers", "norms 2.23 %, biases 2.90 %"), ("scales", "scales 2.90 %"), ("bitfit", "biases")],
+    [("outliers", "norms 2.23 %, biases 2.90 %, scales 2.90 %"), ("scales", "scales 2.90 %"), ("bitfit", "biases")],
 )
 def test_a_budget_that_is_too_small_is_refused(tiny, tmp_path, method, shares):
     with pytest.raises(AdapterError, match=f"a budget of 0.5 % of the weights is too small for {shares}"):
@@ -141,7 +142,7 @@ def test_a_budget_that_is_too_small_is_refused(tiny, tmp_path, method, shares):
 
 
 def test_values_can_start_from_the_grid(tiny, tmp_path):
-    result = tune(tiny, tmp_path / "out", initial="decoded", learning_rate=1e-8)
+    result = tune(tiny, tmp_path / "out", initial="decoded", scales=False, learning_rate=1e-8)
     module = lowbit.load(tiny.backbone("bert"), result.path).bert.get_submodule("encoder.layer.0.output.dense")
     decoded = module.tensor.dequantize_dense()
     assert torch.allclose(module.weight, decoded, atol=1e-3)
@@ -180,7 +181,7 @@ def test_every_method_learns(tiny, tmp_path):
         assert lowbit.tune(start, tmp_path / method, data, method=method, options=chosen).score > 0.8, method
 
 
-@pytest.mark.parametrize("changes", [{}, {"scales": True}, {"positions": "random"}])
+@pytest.mark.parametrize("changes", [{}, {"scales": False}, {"positions": "random"}])
 def test_a_cache_changes_no_byte(tiny, tmp_path, changes):
     tensors = {}
     for cache in ("none", "fp32"):

@@ -56,9 +56,9 @@ def test_exactly_these_parameters_of_bert_are_trained(tiny, norms, biases, scale
     assert trainable(model) == sorted(name for names in groups.values() for name in names)
 
 
-def test_the_defaults_train_no_step_sizes(tiny):
+def test_the_defaults_train_everything(tiny):
     groups = prepare(classifier(tiny.backbone("bert")))
-    assert [group for group, names in groups.items() if names] == ["outliers", "norms", "biases", "head"]
+    assert [group for group, names in groups.items() if names] == ["outliers", "norms", "biases", "scales", "head"]
 
 
 COUNTS = {  # block linears, norms (with their number of parameters), biases, head parameters

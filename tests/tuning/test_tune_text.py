@@ -61,7 +61,7 @@ def test_the_adapter_holds_outliers_norms_and_biases(tiny, adapters, arch):
     groups = prepare(model)
     assert groups["head"] == []
     assert set(tensors) == {name for names in groups.values() for name in names}
-    assert {group for group, count in result.trained.items() if count} == {"outliers", "norms", "biases"}
+    assert {group for group, count in result.trained.items() if count} == {"outliers", "norms", "biases", "scales"}
     still = [name for name, tensor in tensors.items() if torch.equal(adapter_target(model, name), tensor)]
     assert still == []
     assert (result.metric, result.rows, result.steps) == ("perplexity", 280 // 16, 10)

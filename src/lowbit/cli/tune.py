@@ -56,7 +56,7 @@ def tune(
     ] = None,
     norms: Annotated[bool, typer.Option("--norms/--no-norms", help="Train the norms too.")] = True,
     biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Train the biases too.")] = True,
-    scales: Annotated[bool, typer.Option("--scales/--no-scales", help="Train the step sizes too.")] = False,
+    scales: Annotated[bool, typer.Option("--scales/--no-scales", help="Train the step sizes too.")] = True,
     budget: Annotated[
         str | None,
         typer.Option(

@@ -132,16 +132,18 @@ class _QuantLinear(torch.autograd.Function):
         kept_x: torch.Tensor | None = None
         if needs_values or needs_scale:
             kept_x = x if origin is None else origin.source
-        by_output = needs_scale and scale.shape[1] == 1
-        ctx.save_for_backward(kept_x, values, scale, *((output, bias) if by_output else (None, None)))
+        ctx.save_for_backward(kept_x, values, scale, bias)
+        # Not saved like the others: that would refuse models that change it in place, as DeBERTa does.
+        ctx.output = output.detach() if needs_scale and scale.shape[1] == 1 else None
+        ctx.version = output._version
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
         ctx.cache, ctx.remake = cache, None if origin is None else origin.function
-        return output.clone() if by_output else output  # DeBERTa divides what it gets in place
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, values, scale, output, bias = ctx.saved_tensors
+        x, values, scale, bias = ctx.saved_tensors
         tensor: QuantizedTensor = replace(ctx.tensor, outlier_value=values, scale=scale)
         needs_x, needs_values, needs_scale, needs_bias, *_ = ctx.needs_input_grad
         grad_x = grad_values = grad_scale = grad_bias = None
@@ -157,12 +159,20 @@ class _QuantLinear(torch.autograd.Function):
                 assert tensor.outlier_col is not None
                 grad_values = outlier_gradient(grad, x, tensor.outlier_ptr, tensor.outlier_col, x.shape[1])
             if needs_scale:
-                if output is None or bool((scale == 0).any()):
+                if ctx.output is None or bool((scale == 0).any()):
                     grad_scale = dense_scale_gradient(grad, x, tensor)
                 else:
-                    product = output if bias is None else output.float() - bias
+                    product = _product(ctx, x, bias, tensor)
                     grad_scale = scale_gradient(grad, product, tensor, grad_values)
         return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None, None
+
+
+def _product(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, tensor: QuantizedTensor) -> torch.Tensor:
+    """``x W^T``: the output less the bias, or made again where the model has changed the output since."""
+    if ctx.output._version != ctx.version:
+        return x @ _weight(tensor, ctx.cache, x.dtype).t()
+    output: torch.Tensor = ctx.output
+    return output if bias is None else output.float() - bias
 
 
 def _weight(tensor: QuantizedTensor, cache: WeightCache | None, dtype: torch.dtype) -> torch.Tensor:

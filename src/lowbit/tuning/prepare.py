@@ -26,7 +26,7 @@ def prepare(
     outliers: bool = True,
     norms: bool = True,
     biases: bool = True,
-    scales: bool = False,
+    scales: bool = True,
 ) -> dict[str, list[str]]:
     """Freeze a quantized model but for its head and, by choice, outliers, norms, biases and step sizes.
 

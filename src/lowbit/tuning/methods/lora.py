@@ -38,7 +38,7 @@ class Lora(Method):
 
         self._fingerprint = model_fingerprint(self.model)
         model, options, linears = self.model, self.options, quant_linears(self.model)
-        head = prepare(model, outliers=False, norms=False, biases=False)["head"]
+        head = prepare(model, outliers=False, norms=False, biases=False, scales=False)["head"]
         heads = {path for name in head if (path := find_module(model, name.rpartition(".")[0]))}
         with isolated_rng(options.seed):
             add_factors(model, self._rank(linears), linears, heads)

@@ -21,7 +21,8 @@ from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare
 # Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
 _LEARNING_RATE = 3e-3
 _REST_LEARNING_RATE = 5e-4
-_SCALE_LEARNING_RATE = 1e-4  # step sizes are a hundred times smaller than what else is trained along
+_SCALE_LEARNING_RATE = 1e-4
+_ALONG = 1.5e-3  # of a matrix's mean step size: its rate beside outliers
 
 
 class Outliers(Method):
@@ -87,7 +88,7 @@ class Outliers(Method):
             groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
         if self.main != "scales" and self._names["scales"]:
             along = [adapter_target(model, name) for name in self._names["scales"]]
-            groups.append({"params": along, "lr": _SCALE_LEARNING_RATE})
+            groups += [{"params": [steps], "lr": _ALONG * float(steps.detach().mean())} for steps in along]
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
@@ -134,7 +135,7 @@ class Biases(Outliers):
     learning_rate = 1e-3
 
     def _freeze(self) -> dict[str, list[str]]:
-        return prepare(self.model, outliers=False, norms=False)
+        return prepare(self.model, outliers=False, norms=False, scales=False)
 
 
 def _size(module: QuantLinear, own: bool) -> int:
