@@ -12,7 +12,7 @@ from lowbit import LowbitConfig
 from lowbit.adapter import adapter_target, load_classifier, read_adapter, remove_adapter
 from lowbit.checkpoint import read_manifest
 from lowbit.errors import CheckpointError
-from lowbit.nn import QuantLinear
+from lowbit.nn import QuantLinear, TiedQuantLinear
 from tests.models import file_bytes, load, output, payloads, same, save_tiny, stored, tiny_model
 from tests.tiny import OTHER_BACKBONES, options, toy_data
 
@@ -107,6 +107,8 @@ def test_another_task_class(tiny, tmp_path, arch, class_name, heads):
     fresh = {name.rpartition(".")[0] for name in report["missing_keys"] if name.endswith("weight")}
     assert {name for name in fresh if type(model.get_submodule(name)) is nn.Linear} == set(heads)
     assert all(model.get_submodule(head).weight.std() > 0 for head in heads)
+    tied = [path for path, module in model.named_modules() if isinstance(module, TiedQuantLinear)]
+    assert not any(model.get_submodule(path).bias.any() for path in tied if f"{path}.bias" in report["missing_keys"])
     model.eval().save_pretrained(tmp_path / "saved")
     again, report = getattr(transformers, class_name).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not report["missing_keys"]

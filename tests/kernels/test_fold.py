@@ -88,9 +88,8 @@ def test_values_as_codes_and_what_a_clipped_one_misses():
     assert missing.tolist() == [0, 0, 7]
 
 
-def test_entries_are_replaced_and_found_by_position():
+def test_entries_are_replaced_by_position():
     rest = entries(torch.tensor([1, 9]), torch.tensor([5.0, 6.0]), (3, 4))
     new = rest.updated(torch.tensor([9, 2]), torch.tensor([0.0, 7.0]), 4)
     assert new.rows().tolist() == [0, 0]
-    assert new.at(torch.tensor([0, 1, 2, 9]), 4).tolist() == [0, 5, 7, 0]
-    assert entries(torch.empty(0, dtype=torch.int64), torch.empty(0), (3, 4)).at(torch.tensor([3]), 4).tolist() == [0]
+    assert (new.col.tolist(), new.value.tolist()) == ([1, 2], [5, 7])

@@ -149,7 +149,9 @@ def test_the_checkpoint_of_another_model_is_refused(tiny, tmp_path):
     interrupted(tiny.backbone("bert"), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"\(other model\)"):
         lowbit.tune(tiny.backbone("bert", seed=1), tmp_path / "out", DATA, options=RUN)
-    with pytest.raises(CheckpointError, match=r"\(method was outliers, now full, other model\)"):
+    with pytest.raises(
+        CheckpointError, match=r"\(method was outliers, now full, dropout was 0\.0, now None, other model\)"
+    ):
         lowbit.tune(tiny.model("bert"), tmp_path / "out", DATA, method="full", options=RUN)
 
 

@@ -23,7 +23,7 @@ from lowbit.checkpoint import (
 )
 from lowbit.errors import CheckpointError
 from lowbit.hf.config import LowbitConfig
-from lowbit.nn import CODES, QuantModule, empty_tensor
+from lowbit.nn import CODES, QuantModule, TiedQuantLinear, empty_tensor
 from lowbit.quantize import quantize_model
 
 
@@ -105,6 +105,7 @@ class LowbitQuantizer(HfQuantizer):
             if buffer.dtype != dtype:
                 # Only half-precision models with fp32 exceptions widen outliers; narrowing them back is exact.
                 model.get_submodule(path)._buffers[part] = buffer.to(dtype)
+        _start_biases(model)
         attach(model, self.quantization_config, self)
 
     def _check_parameters(self, model: PreTrainedModel) -> None:
@@ -147,6 +148,14 @@ class LowbitQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         raise CheckpointError("dequantizing in place is not supported; load the float model instead")
+
+
+def _start_biases(model: PreTrainedModel) -> None:
+    """Set biases that the files lack to 0: transformers knows how to start those of a new float head only."""
+    for module in model.modules():
+        bias = module.bias if isinstance(module, TiedQuantLinear) else None
+        if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+            torch.nn.init.zeros_(bias)
 
 
 def attach(model: PreTrainedModel, config: LowbitConfig, quantizer: LowbitQuantizer | None = None) -> None:

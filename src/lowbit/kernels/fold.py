@@ -29,15 +29,6 @@ class Rest:
         counts = (self.ptr[1:] - self.ptr[:-1]).long()
         return torch.repeat_interleave(torch.arange(counts.numel()), counts, output_size=self.col.numel())
 
-    def at(self, flat: torch.Tensor, columns: int) -> torch.Tensor:
-        """The values at flat positions of a weight with so many columns, 0 where there is no entry."""
-        found = torch.zeros(flat.numel())
-        own = self.rows() * columns + self.col
-        if own.numel():
-            nearest = torch.searchsorted(own, flat).clamp_max(own.numel() - 1)
-            found = torch.where(own[nearest] == flat, self.value[nearest], found)
-        return found
-
     def updated(self, flat: torch.Tensor, values: torch.Tensor, columns: int) -> Rest:
         """The same with ``values`` at flat positions in the place of what is there; a value of 0 is no entry."""
         own = self.rows() * columns + self.col

@@ -134,8 +134,8 @@ class _QuantLinear(torch.autograd.Function):
             kept_x = x if origin is None else origin.source
         ctx.save_for_backward(kept_x, values, scale, bias)
         # Not saved like the others: that would refuse models that change it in place, as DeBERTa does.
-        ctx.output = output.detach() if needs_scale and scale.shape[1] == 1 else None
-        ctx.version = output._version
+        by_output = needs_scale and scale.shape[1] == 1
+        ctx.output, ctx.version = (output.detach(), output._version) if by_output else (None, 0)
         ctx.tensor = replace(tensor, outlier_value=None, scale=torch.empty(0))
         ctx.cache, ctx.remake = cache, None if origin is None else origin.function
         return output

@@ -45,8 +45,8 @@ class Patch:
 class Int8Linear(nn.Module):
     """``activation(x W^T + b)`` in int8, for inference only; made from a quantized W [out, in], and never stored.
 
-    ``folded_error`` is the relative weight error that the layout adds. The positions of the tensor's outliers are kept,
-    because task adapters change the weights there.
+    ``folded_error`` is the relative weight error that the layout adds. The tensor's outliers and their positions are
+    kept, because task adapters change the weights there, or the steps that they are coded in.
     """
 
     def __init__(self, tensor: QuantizedTensor, bias: torch.Tensor | None, kernel: str) -> None:
@@ -59,6 +59,7 @@ class Int8Linear(nn.Module):
         self._step = tensor.scale.float().view(-1) if folded.exact_rows == self.out_features else None
         self._flat = tensor.outlier_positions().to(torch.int32)
         self._places = self._places_of(self._flat)
+        self._outliers = torch.empty(0) if tensor.outlier_value is None else tensor.outlier_value.detach().clone()
         self._active: Patch | None = None
 
     @property
@@ -119,8 +120,9 @@ class Int8Linear(nn.Module):
             raise AdapterError(f"the adapter has {values.numel()} values for {flat.numel()} positions; train it again")
         steps = self.layout.scale
         if scale is not None:
-            kept = self._flat[~torch.isin(self._flat, flat)].long()  # outliers that the step sizes do not move
-            flat, values = torch.cat([flat, kept]), torch.cat([values, self._values(kept)])
+            kept = ~torch.isin(self._flat, flat)  # outliers that the step sizes do not move
+            flat = torch.cat([flat, self._flat[kept].long()])
+            values = torch.cat([values, self._outliers[kept].float()])
             places, steps = self._places_of(flat), self._rescaled(scale)
         codes, missing = fold_values(values, steps[flat // self.in_features], self.layout.limit)
         base = self._view[places]
@@ -148,11 +150,6 @@ class Int8Linear(nn.Module):
         """Flat positions in the weight as int32 places in the packed codes."""
         rows, columns = flat.long() // self.in_features, flat.long() % self.in_features
         return KERNELS[self.layout.kernel].places(rows, columns, self.layout.shape).to(torch.int32)
-
-    def _values(self, flat: torch.Tensor) -> torch.Tensor:
-        """The weights that the layout holds at flat positions, float32."""
-        values = self._view[self._places_of(flat)] * self.layout.scale[flat // self.in_features]
-        return values + self.layout.rest.at(flat, self.in_features)
 
     def _rescaled(self, scale: torch.Tensor) -> torch.Tensor:
         """The steps of the layout when the step sizes of the weight are ``scale`` instead: its codes stay."""
