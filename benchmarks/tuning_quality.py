@@ -11,6 +11,7 @@ order and the same schedule. Rows that are there already are not made again.
 
 import argparse
 import dataclasses
+import math
 import shutil
 import statistics
 import time
@@ -209,7 +210,7 @@ class Study:
             FILE,
             row
             | {
-                "score": result.score,
+                "score": 0.0 if math.isnan(result.score) else result.score,  # nothing correlates with a constant
                 "trained_share": round(result.trained_share, 6),
                 "trained": result.trained,
                 "seconds": round(result.seconds, 1),
