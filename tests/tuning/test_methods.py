@@ -56,6 +56,13 @@ def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
     assert not torch.equal(before.bias, after.bias) or method == "scales"
 
 
+@pytest.mark.parametrize(("recipe", "expected"), [("w2o2", ROWS), ("w4o2", ROWS), ("w5o2", 0), ("w8o2", 0)])
+def test_step_sizes_of_few_bits_are_trained(tiny, tmp_path, recipe, expected):
+    result = lowbit.tune(tiny.backbone("bert", recipe=recipe), tmp_path / "out", toy_data(), options=options())
+    assert result.trained["scales"] == expected
+    assert read_adapter(result.path)[0].options["scales"] == (expected > 0)
+
+
 def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):
     found = []
     for number, seed in enumerate((0, 0, 1)):

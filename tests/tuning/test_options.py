@@ -24,7 +24,7 @@ def test_defaults():
         "max_length": 128,
         "norms": True,
         "biases": True,
-        "scales": True,
+        "scales": None,
         "budget": None,
         "positions": "backbone",
         "initial": "stored",

@@ -56,7 +56,9 @@ def tune(
     ] = None,
     norms: Annotated[bool, typer.Option("--norms/--no-norms", help="Train the norms too.")] = True,
     biases: Annotated[bool, typer.Option("--biases/--no-biases", help="Train the biases too.")] = True,
-    scales: Annotated[bool, typer.Option("--scales/--no-scales", help="Train the step sizes too.")] = True,
+    scales: Annotated[
+        bool | None, typer.Option("--scales/--no-scales", help="Train the step sizes too. Default: up to 4 bits.")
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(

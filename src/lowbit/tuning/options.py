@@ -38,13 +38,14 @@ class TuneOptions:
     stop after so many evaluations without a lower one. ``teacher``: folder of a float model fine-tuned for the task,
     whose logits and last hidden states are learned along with the labels.
 
-    What is trained: ``norms``, ``biases`` and step sizes (``scales``) along with the outliers. ``budget``: at most
-    this share of the weights of the block linears, counting everything but the head; None sets no limit.
-    ``positions``: ``backbone`` trains its outliers, where the budget is short those that lie furthest from the
-    grid; ``random``; ``gradient``: the largest gradients of the first batch; ``mix``: half and half of ``backbone``
-    and ``gradient``. ``initial``: whether a value starts as ``stored`` in the backbone or as ``decoded`` from its
-    grid. ``rate_by_step``: the rate of each matrix goes by its step sizes. ``rank``: of ``lora`` and ``loftq``
-    without a budget. ``float_model``: folder of the model that the backbone was made of, for ``loftq``.
+    What is trained: ``norms``, ``biases`` and step sizes (``scales``; None: of up to 4 bits) along with the
+    outliers. ``budget``: at most this share of the weights of the block linears, counting everything but the head;
+    None sets no limit. ``positions``: ``backbone`` trains its outliers, where the budget is short those that lie
+    furthest from the grid; ``random``; ``gradient``: the largest gradients of the first batch; ``mix``: half and
+    half of ``backbone`` and ``gradient``. ``initial``: whether a value starts as ``stored`` in the backbone or as
+    ``decoded`` from its grid. ``rate_by_step``: the rate of each matrix goes by its step sizes. ``rank``: of
+    ``lora`` and ``loftq`` without a budget. ``float_model``: folder of the model that the backbone was made of, for
+    ``loftq``.
 
     Cost: ``precision``: ``auto`` uses bf16 autocast where the processor has instructions for it. ``cache``: keep a
     dense copy of the decoded weights, in the precision of the run. ``checkpointing``: compute activations again in
@@ -64,7 +65,7 @@ class TuneOptions:
     max_length: int = 128
     norms: bool = True
     biases: bool = True
-    scales: bool = True
+    scales: bool | None = None
     budget: float | None = None
     positions: str = "backbone"
     initial: str = "stored"

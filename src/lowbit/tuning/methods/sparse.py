@@ -22,6 +22,7 @@ from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare
 _LEARNING_RATE = 3e-3
 _REST_LEARNING_RATE = 5e-4
 _SCALE_LEARNING_RATE = 1e-4
+_FEW_BITS = 4  # with more, grids are fine enough, and step sizes of int8 layouts could not be switched
 _ALONG = 1.5e-3  # of a matrix's mean step size: its rate beside outliers
 
 
@@ -39,6 +40,9 @@ class Outliers(Method):
         """Choose the positions, then freeze everything else."""
         self._fingerprint = model_fingerprint(self.model)
         self._positions: Positions = {}
+        if self.options.scales is None:
+            few = all(module.scheme.bits <= _FEW_BITS for module in quant_linears(self.model).values())
+            self.options = dataclasses.replace(self.options, scales=few)
         model, options = self.model, self.options
         needs_gradients = self.main == "outliers" and options.positions in ("gradient", "mix")
         gradients = dense_gradients(model, first_batch()) if needs_gradients else {}
@@ -69,7 +73,7 @@ class Outliers(Method):
 
     def _freeze(self) -> dict[str, list[str]]:
         options = self.options
-        return prepare(self.model, norms=options.norms, biases=options.biases, scales=options.scales)
+        return prepare(self.model, norms=options.norms, biases=options.biases, scales=bool(options.scales))
 
     def _groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: what the method is about, one for each rate, and the rest."""
