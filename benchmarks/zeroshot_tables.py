@@ -26,6 +26,25 @@ def zeroshot_quality(results: Path) -> str:
     return markdown(headings, lines, text_columns=5)
 
 
+@table("zeroshot_held_out")
+def zeroshot_held_out(results: Path) -> str:
+    """One line per run that was scored on training rows: what was changed, and what came of it."""
+    rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "held-out"]
+    lines = [
+        [
+            *(show(row, name) for name in ("model", "task", "scheme", "method")),
+            row["generator"] or MISSING,
+            ", ".join(f"{name} {value}" for name, value in row["options"].items()) or MISSING,
+            *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
+            show(row, "distance", "{:.4f}"),
+            show(row, "gap", "{:.3f}"),
+        ]
+        for row in rows
+    ]
+    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Teacher", "Score", "Distance", "Gap"]
+    return markdown(headings, lines, text_columns=6)
+
+
 @table("zeroshot_cost")
 def zeroshot_cost(results: Path) -> str:
     """Time and memory of a training step."""

@@ -19,7 +19,7 @@ def study(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(zeroshot_quality, "FILE", file)
     asked = []
 
-    def data(task, data_dir, *, train, splits) -> TaskData:
+    def data(task, data_dir, *, train, splits, seed) -> TaskData:
         asked.append(train)
         return toy_data(pairs=task == "stsb")
 
@@ -51,6 +51,24 @@ def test_every_missing_row_is_made_once(study, tmp_path):
     assert (rows[0]["gap"], rows[0]["steps"]) == (rows[0]["start_gap"], 0)
     assert len(study("--methods", "rtn", "random", "real")) == 3
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_held_out_run_is_scored_on_training_rows(study, monkeypatch):
+    scored = []
+    original = zeroshot_quality.on_dev
+
+    def spy(teacher, output, data):
+        scored.append(data)
+        return original(teacher, output, data)
+
+    monkeypatch.setattr(zeroshot_quality, "on_dev", spy)
+    (row,) = study("--methods", "rtn", "--kind", "held-out")
+    ((name, rows),) = scored[0].evaluations.items()
+    train = toy_data().training_rows()
+    assert (name, len(rows), study.asked) == ("held out", len(train) // 2, [True])
+    assert set(rows.texts) <= set(train.texts)
+    assert row["kind"] == "held-out"
+    assert 0 <= row["score"] <= 1
 
 
 def test_a_trial_reads_no_data(study, monkeypatch):
@@ -87,3 +105,10 @@ def test_the_table_shows_finals_beside_their_teachers(results):
         "| minilm | sst2 | w2a8 | zsaq | opt | 1 | 90.0 | 85.0 | 0.1235 | 0.500 |",
         "| minilm | sst2 | w2a8 | rtn | – | 1 | 90.0 | 80.0 | 0.1235 | 0.500 |",
     ]
+    tried = row | {"kind": "held-out", "options": {"rho": 0.1, "ratio": 2}}
+    with (results / "zeroshot_quality.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(tried) + "\n")
+    assert tables.TABLES["zeroshot_held_out"](results).splitlines()[2:] == [
+        "| minilm | sst2 | w2a8 | zsaq | opt | rho 0.1, ratio 2 | 90.0 | 85.0 | 0.1235 | 0.500 |"
+    ]
+    assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == lines
