@@ -1,10 +1,10 @@
 """Quality of zero-shot quantization beside every method that needs no data, on real GLUE tasks.
 
 Rows go to benchmarks/results/zeroshot_quality.jsonl. A `trial` reads no data at all: it says how near the result comes
-to its teacher on generated texts. A `held-out` is scored on 2,000 training rows, and options are chosen by it. A `final`
-reads dev once. Both tell the metric of the task, and the divergence of the logits from the teacher's. The teachers are models fine-tuned for the tasks, `TASK-full-fp32-0` in
-the folder that benchmarks/tuning_quality.py keeps. Rows that are there already are not made again, and a run that was
-stopped goes on.
+to its teacher on generated texts. A `held-out` is scored on 2,000 training rows, and options are chosen by it. A
+`final` reads dev once. Both tell the metric of the task, and the divergence of the logits from the teacher's. The
+teachers are models fine-tuned for the tasks, `TASK-full-fp32-0` in the folder that benchmarks/tuning_quality.py keeps.
+Rows that are there already are not made again, and a run that was stopped goes on.
 
     LOWBIT_DATA=/path/to/data python benchmarks/zeroshot_quality.py --teachers build/models --generator /path/to/lm \\
         --work build/zeroshot
