@@ -54,7 +54,7 @@ def tune(
     options = options or TuneOptions()
     check_options(method, METHODS[method], options)
     if METHODS[method].from_backbone and options.dropout is None:
-        options = dataclasses.replace(options, dropout=0.0)  # few values cannot overfit, and it costs time
+        options = dataclasses.replace(options, dropout=0.0)  # few values reach more without it, and it costs time
     folder = checkpoint_folder(model)
     tokenizer = load_tokenizer(folder)
     task = task_of(data)
