@@ -60,7 +60,9 @@ def test_each_method_trains_its_own_values(tiny, tmp_path, method, trained):
 def test_step_sizes_of_few_bits_are_trained(tiny, tmp_path, recipe, expected):
     result = lowbit.tune(tiny.backbone("bert", recipe=recipe), tmp_path / "out", toy_data(), options=options())
     assert result.trained["scales"] == expected
-    assert read_adapter(result.path)[0].options["scales"] == (expected > 0)
+    chosen = read_adapter(result.path)[0].options
+    assert chosen["scales"] == (expected > 0)
+    assert chosen["learning_rates"][-1] == (1e-2 if recipe == "w2o2" else 3e-3)
 
 
 def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):

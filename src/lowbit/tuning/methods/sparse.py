@@ -20,6 +20,7 @@ from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare
 
 # Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
 _LEARNING_RATE = 3e-3
+_COARSE_LEARNING_RATE = 1e-2  # at 2 bits, where there is more to correct
 _REST_LEARNING_RATE = 5e-4
 _SCALE_LEARNING_RATE = 1e-4
 _FEW_BITS = 4  # with more, grids are fine enough, and step sizes of int8 layouts could not be switched
@@ -78,7 +79,7 @@ class Outliers(Method):
     def _groups(self) -> list[dict[str, Any]]:
         """AdamW's groups: what the method is about, one for each rate, and the rest."""
         model, options = self.model, self.options
-        rate = options.learning_rate or self.learning_rate
+        rate = options.learning_rate or self._default_rate()
         main = [adapter_target(model, name) for name in self._names[self.main]]
         apart = (self.main, "scales")
         rest = [adapter_target(model, n) for group, found in self._names.items() if group not in apart for n in found]
@@ -94,6 +95,10 @@ class Outliers(Method):
             along = [adapter_target(model, name) for name in self._names["scales"]]
             groups += [{"params": [steps], "lr": _ALONG * float(steps.detach().mean())} for steps in along]
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
+
+    def _default_rate(self) -> float:
+        coarse = all(module.scheme.bits == 2 for module in quant_linears(self.model).values())
+        return _COARSE_LEARNING_RATE if coarse and self.main == "outliers" else self.learning_rate
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the adapter; positions other than the backbone's go with the values."""
