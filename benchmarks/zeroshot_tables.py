@@ -11,17 +11,8 @@ from rows import Row, read_rows
 def zeroshot_quality(results: Path) -> str:
     """One line per result: score on dev, that of its teacher, how far their logits are apart, and the last loss."""
     rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "final"]
-    lines = [
-        [
-            *(show(row, name) for name in ("model", "task", "scheme", "method")),
-            row["generator"] or MISSING,
-            str(row["seed"]),
-            *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
-            show(row, "distance", "{:.4f}"),
-            show(row, "gap", "{:.3f}"),
-        ]
-        for row in newest(rows, "model", "task", "scheme", "method", "generator", "seed")
-    ]
+    kept = newest(rows, "model", "task", "scheme", "method", "generator", "seed")
+    lines = [_line(row, str(row["seed"])) for row in kept]
     headings = ["Model", "Task", "Scheme", "Method", "Generator", "Seed", "Teacher", "Score", "Distance", "Gap"]
     return markdown(headings, lines, text_columns=5)
 
@@ -30,19 +21,22 @@ def zeroshot_quality(results: Path) -> str:
 def zeroshot_held_out(results: Path) -> str:
     """One line per run that was scored on training rows: what was changed, and what came of it."""
     rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "held-out"]
-    lines = [
-        [
-            *(show(row, name) for name in ("model", "task", "scheme", "method")),
-            row["generator"] or MISSING,
-            ", ".join(f"{name} {value}" for name, value in row["options"].items()) or MISSING,
-            *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
-            show(row, "distance", "{:.4f}"),
-            show(row, "gap", "{:.3f}"),
-        ]
-        for row in rows
-    ]
+    changes = [", ".join(f"{name} {value}" for name, value in row["options"].items()) for row in rows]
+    lines = [_line(row, changed or MISSING) for row, changed in zip(rows, changes, strict=True)]
     headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Teacher", "Score", "Distance", "Gap"]
     return markdown(headings, lines, text_columns=6)
+
+
+def _line(row: Row, of_run: str) -> list[str]:
+    """What was quantized and how, what tells the run from others, and what came of it."""
+    return [
+        *(show(row, name) for name in ("model", "task", "scheme", "method")),
+        row["generator"] or MISSING,
+        of_run,
+        *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
+        show(row, "distance", "{:.4f}"),
+        show(row, "gap", "{:.3f}"),
+    ]
 
 
 @table("zeroshot_cost")
