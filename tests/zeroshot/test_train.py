@@ -139,7 +139,7 @@ def test_runs_in_half_precision(tiny, tmp_path):
         zeroshot(tiny.model(*CLASSIFIER), tmp_path / precision, steps=4, evaluate_steps=2, precision=precision)
         for precision in ("fp32", "bf16")
     ]
-    assert results[1].start_gap == pytest.approx(results[0].start_gap, rel=1e-5)  # measured in float32
+    assert results[1].start_gap == results[0].start_gap  # what decides is measured in float32
     assert results[1].gap < 0.8 * results[1].start_gap
     assert results[1].record[0]["loss"] == pytest.approx(results[0].record[0]["loss"], rel=0.05)
     assert results[1].record[0]["loss"] != results[0].record[0]["loss"]

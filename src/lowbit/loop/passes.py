@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,13 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-@contextmanager
-def trainable_attention(device: torch.device, bf16: bool) -> Iterator[None]:
+def trainable_attention(device: torch.device, bf16: bool) -> AbstractContextManager[None]:
     """Inside the block attention has a backward pass that is as fast as its forward pass.
 
     The one of torch's fused attention for CPUs takes up to ten times as long in bf16, so attention is computed there in
     plain products. Nothing changes elsewhere.
     """
-    with sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext():
-        yield
+    return sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()
 
 
 def length_order(features: Sequence[dict[str, Any]]) -> list[int]:

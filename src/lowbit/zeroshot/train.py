@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,10 +76,7 @@ def train(
         if saved.exists():
             saved.restore(state)
     game.measure = lambda: measure(student)
-    with (
-        checkpointed(student, block_paths(student)) if options.checkpointing else nullcontext(),
-        trainable_attention(student.device, use_bf16(options.precision, student.device, student)),
-    ):
+    with checkpointed(student, block_paths(student)) if options.checkpointing else nullcontext():
         if state.start_gap is None:
             game.judge_start()
         while not game.is_over():
@@ -208,8 +205,14 @@ class _Game:
         found = self._core.ascend(gain)
         return {"generator_loss": found - self._options.diversity * entropy, "entropy": entropy}
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._student.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        device = self._student.device
+        with (
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16),
+            trainable_attention(device, self._bf16),
+        ):
+            yield
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
