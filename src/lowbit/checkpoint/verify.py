@@ -103,7 +103,7 @@ def stored_modules(entries: Entries, specs: Mapping[str, ModuleSpec], folder: Pa
 def check_input_scales(files: Iterable[Path], specs: Mapping[str, ModuleSpec], stored: Mapping[str, str]) -> None:
     """Raise :class:`CheckpointError` with the name of a stored step of inputs that is no positive finite number."""
     names = {f"{path}.input_scale" for name, path in stored.items() if specs[name].scheme.activations == "static"}
-    for file in files:
+    for file in files if names else ():
         with safe_open(file, framework="pt") as opened:
             for name in sorted(names.intersection(opened.keys())):
                 step = float(opened.get_tensor(name))

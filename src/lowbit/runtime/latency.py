@@ -98,12 +98,18 @@ def _report(
 
 def refuse_static(model: PreTrainedModel) -> None:
     """Raise :class:`UnsupportedModelError` where a linear has a stored step for its inputs: others are used here."""
-    for path, module in model.named_modules():
-        if isinstance(module, QuantLinear) and module.input_scale is not None:
-            raise UnsupportedModelError(
-                f"{path}: its inputs have a stored step (a8s), and this layout finds its own; "
-                'prepare the model with mode="memory", or use it unprepared'
-            )
+    path = static_path(model)
+    if path is not None:
+        raise UnsupportedModelError(
+            f"{path}: its inputs have a stored step (a8s), and this layout finds its own; "
+            'prepare the model with mode="memory", or use it unprepared'
+        )
+
+
+def static_path(model: PreTrainedModel) -> str | None:
+    """The first linear with a stored step for its inputs, or None."""
+    linears = ((path, module) for path, module in model.named_modules() if isinstance(module, QuantLinear))
+    return next((path for path, module in linears if module.input_scale is not None), None)
 
 
 def refuse_saving(*args: Any, **kwargs: Any) -> NoReturn:

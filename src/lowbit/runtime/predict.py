@@ -13,7 +13,8 @@ from lowbit.adapter import adapter_folder, check_classifier, load, task_fields
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.data import Examples, encode
 from lowbit.loop import check_sizes, default_device, predict_logits
-from lowbit.nn import QuantLinear, QuantModule
+from lowbit.nn import QuantModule
+from lowbit.runtime.latency import static_path
 from lowbit.runtime.prepare import prepare
 
 _AHEAD = 2048  # rows read ahead, within which they are sorted by length
@@ -54,8 +55,7 @@ def _fastest(model: PreTrainedModel) -> PreTrainedModel:
     quantized = any(isinstance(module, QuantModule) for module in model.modules())
     if not quantized or model.device.type != "cpu" or getattr(model, "peft_config", None):
         return model
-    static = any(isinstance(module, QuantLinear) and module.input_scale is not None for module in model.modules())
-    return prepare(model, mode="memory") if static else prepare(model, backend="torch")
+    return prepare(model, backend="torch") if static_path(model) is None else prepare(model, mode="memory")
 
 
 def _stream(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from lowbit.adapter import AdapterInfo, adapter_target, model_fingerprint, write_adapter
 from lowbit.arch import find_module, relative_name
@@ -42,8 +43,7 @@ class Outliers(Method):
         self._fingerprint = model_fingerprint(self.model)
         self._positions: Positions = {}
         if self.options.scales is None:
-            few = all(module.scheme.bits <= _FEW_BITS for module in quant_linears(self.model).values())
-            self.options = dataclasses.replace(self.options, scales=few)
+            self.options = dataclasses.replace(self.options, scales=_most_bits(self.model) <= _FEW_BITS)
         model, options = self.model, self.options
         needs_gradients = self.main == "outliers" and options.positions in ("gradient", "mix")
         gradients = dense_gradients(model, first_batch()) if needs_gradients else {}
@@ -97,8 +97,8 @@ class Outliers(Method):
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
 
     def _default_rate(self) -> float:
-        coarse = all(module.scheme.bits == 2 for module in quant_linears(self.model).values())
-        return _COARSE_LEARNING_RATE if coarse and self.main == "outliers" else self.learning_rate
+        coarse = self.main == "outliers" and _most_bits(self.model) == 2
+        return _COARSE_LEARNING_RATE if coarse else self.learning_rate
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the adapter; positions other than the backbone's go with the values."""
@@ -145,6 +145,10 @@ class Biases(Outliers):
 
     def _freeze(self) -> dict[str, list[str]]:
         return prepare(self.model, outliers=False, norms=False, scales=False)
+
+
+def _most_bits(model: PreTrainedModel) -> int:
+    return max((module.scheme.bits for module in quant_linears(model).values()), default=0)
 
 
 def _size(module: QuantLinear, own: bool) -> int:
