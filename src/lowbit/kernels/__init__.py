@@ -1,6 +1,6 @@
 """Execution of quantized tensors: each kernel stands beside the reference it is tested against."""
 
-from lowbit.kernels.activations import note_origin, positive_step, round_static, round_tokens
+from lowbit.kernels.activations import note_origin, positive_step, round_inputs, round_static, round_tokens
 from lowbit.kernels.blocks import block_linear, row_blocks
 from lowbit.kernels.cache import WeightCache
 from lowbit.kernels.encoder import EncoderLayer, Norm, encoder_layer, encoder_layer_reference
@@ -58,6 +58,7 @@ __all__ = [
     "pack_weight",
     "positive_step",
     "quant_linear",
+    "round_inputs",
     "round_static",
     "round_tokens",
     "row_blocks",

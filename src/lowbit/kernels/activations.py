@@ -67,6 +67,13 @@ def round_static(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     return rounded
 
 
+def round_inputs(x: torch.Tensor, activations: str, step: torch.Tensor | None) -> torch.Tensor:
+    """``x`` as a layer with such ``activations`` sees it: as it is, rounded per token, or by its static ``step``."""
+    if activations == "dynamic":
+        return round_tokens(x)
+    return x if step is None else round_static(x, step)
+
+
 def positive_step(step: torch.Tensor) -> torch.Tensor:
     """A learned float32 step size as it is used and stored: training may bring it to zero or below."""
     return step.clamp(*_POSITIVE)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lowbit.errors import SchemeError
-from lowbit.kernels import positive_step, round_static, round_tokens
+from lowbit.kernels import positive_step, round_inputs
 from lowbit.packing import pack
 from lowbit.qtensor import QuantizedTensor, check_finite, sparse_rows, tensor_specs
 from lowbit.scheme import CODEBOOKS, Scheme
@@ -64,10 +64,7 @@ class FakeQuantLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` float32 [..., in] to [..., out], in the dtype of autocast if that is on."""
-        if self.scheme.activations == "dynamic":
-            x = round_tokens(x)
-        elif self.input_scale is not None:
-            x = round_static(x, self.input_scale)
+        x = round_inputs(x, self.scheme.activations, self.input_scale)
         return F.linear(x, self.weight if self.offset is None else self.weight + self.offset, self.bias)
 
     @torch.no_grad()

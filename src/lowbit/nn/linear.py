@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lowbit.kernels import quant_linear, round_static, round_tokens
+from lowbit.kernels import quant_linear, round_inputs
 from lowbit.nn.embedding import QuantEmbedding
 from lowbit.nn.payload import QuantModule
 from lowbit.qtensor import QuantizedTensor
@@ -25,10 +25,7 @@ class QuantLinear(QuantModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in] to [..., out], in the dtype of ``x`` (or of autocast)."""
-        if self.scheme.activations == "dynamic":
-            x = round_tokens(x)
-        elif self.input_scale is not None:
-            x = round_static(x, self.input_scale)
+        x = round_inputs(x, self.scheme.activations, self.input_scale)
         return quant_linear(x, self.tensor, self.bias, self.cached())
 
 

@@ -12,8 +12,8 @@ from lowbit.kernels import (
     block_linear,
     has_scratch,
     pack_scratch,
+    round_inputs,
     round_static,
-    round_tokens,
     row_blocks,
     scratch_limit,
     scratch_linear,
@@ -118,17 +118,14 @@ class BlockLinear(_Linear):
         super().__init__()
         self._payload = [module.source if isinstance(module, TiedQuantLinear) else module]  # kept by the table too
         self.bias = module.bias
-        self.rounds_inputs = isinstance(module, QuantLinear) and module.scheme.activations == "dynamic"
+        self.activations = module.scheme.activations if isinstance(module, QuantLinear) else "float"
         self.input_scale = module.input_scale if isinstance(module, QuantLinear) else None
         self.out_features, self.in_features = module.out_features, module.in_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., in] to [..., out], in its dtype."""
         rows = x.reshape(-1, self.in_features).float()
-        if self.rounds_inputs:
-            rows = round_tokens(rows)
-        elif self.input_scale is not None:
-            rows = round_static(rows, self.input_scale)
+        rows = round_inputs(rows, self.activations, self.input_scale)
         output = block_linear(rows, self._payload[0].tensor, None if self.bias is None else self.bias.float())
         return output.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
