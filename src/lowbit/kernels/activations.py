@@ -47,10 +47,10 @@ def round_tokens(x: torch.Tensor) -> torch.Tensor:
 class _RoundTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        step = wide.abs().amax(dim=-1, keepdim=True) / LARGEST_INPUT
+        largest = torch.maximum(x.amax(dim=-1, keepdim=True), -x.amin(dim=-1, keepdim=True))
+        step = largest.float() / LARGEST_INPUT
         step = torch.where(step > 0, step, torch.ones_like(step))
-        return (wide / step).round_().mul_(step).to(x.dtype)
+        return (x.float() / step).round_().mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:

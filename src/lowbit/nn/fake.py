@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +14,7 @@ from lowbit.kernels import positive_step, round_inputs
 from lowbit.packing import pack
 from lowbit.qtensor import QuantizedTensor, check_finite, sparse_rows, tensor_specs
 from lowbit.scheme import CODEBOOKS, Scheme
-from lowbit.strategies.grid import Fit, decode, encode, group_sum, limits, to_blocks
+from lowbit.strategies.grid import Fit, decode, encode, group_sum, limits, nearest_codes, to_blocks
 
 _HALF_RANGE = 2.0**-24, 65504.0
 
@@ -123,20 +124,29 @@ class _FakeQuant(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         latent, scale, outliers = ctx.saved_tensors
         scheme: Scheme = ctx.scheme
-        dense = grad.contiguous().clone()
+        dense = grad.contiguous()
         if outliers is not None:
+            dense = dense.clone()
             dense.view(-1)[outliers] = 0
-        blocks, dense = to_blocks(latent, scheme), to_blocks(dense, scheme)
+        dense = to_blocks(dense, scheme)
         fit = Fit(_as_stored(scale, scheme).view(-1))
-        steps = blocks / fit.scale[:, None, None]
-        negative, positive = limits(scheme)
-        inside = (steps >= -negative) & (steps <= positive)
-        grad_latent = (dense * inside).view(latent.shape)
+        steps = to_blocks(latent, scheme) / fit.scale[:, None, None]
+        grad_latent = _within(dense, steps, scheme).view(latent.shape)
         if outliers is not None:
             grad_latent.view(-1)[outliers] = grad.reshape(-1)[outliers]
-        levels = encode(blocks, scheme, fit).sub_(scheme.offset)
-        by_step = group_sum(dense * (levels - steps.masked_fill(~inside, 0))) / (blocks[0].numel() * positive) ** 0.5
+        change = nearest_codes(steps.clone(), scheme, fit).sub_(scheme.offset).sub_(_within(steps, steps, scheme))
+        by_step = group_sum(change.mul_(dense)) / (steps[0].numel() * limits(scheme)[1]) ** 0.5
         return grad_latent, by_step.view(scale.shape), None, None
+
+
+def _within(values: torch.Tensor, steps: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The values whose steps lie on the grid or between its levels, 0 for others.
+
+    A comparison and a selection take five times as long. The operation leaves out its own limits, the grid has its.
+    """
+    negative, positive = limits(scheme)
+    low, high = (np.nextafter(np.float32(limit), np.float32(2 * limit)) for limit in (-negative, positive))
+    return torch.ops.aten.hardtanh_backward(values, steps, float(low), float(high))
 
 
 def _as_stored(scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:

@@ -45,7 +45,11 @@ def to_blocks(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 def encode(blocks: torch.Tensor, scheme: Scheme, fit: Fit) -> torch.Tensor:
     """Nearest codes, as float32 in the blocks' shape; values outside the grid are clipped."""
-    steps = blocks / fit.scale[:, None, None]
+    return nearest_codes(blocks / fit.scale[:, None, None], scheme, fit)
+
+
+def nearest_codes(steps: torch.Tensor, scheme: Scheme, fit: Fit) -> torch.Tensor:
+    """Nearest codes of blocks in units of their step sizes, as :func:`encode` gives them; ``steps`` may be written."""
     if fit.codebook is not None:
         return _nearest(steps, fit.codebook)
     return steps.add_(_offset(scheme, fit)).round_().clamp_(0, 2**scheme.bits - 1)
