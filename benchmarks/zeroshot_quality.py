@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from rows import RESULTS, Row, append, done
-from tuning_quality import SPLITS, remove
+from tuning_quality import DROPOUT, SPLITS, remove
 
 import lowbit
 from lowbit.adapter import load
@@ -32,6 +32,7 @@ FILE = RESULTS / "zeroshot_quality.jsonl"
 PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 1.0}  # sentence pairs; others have none
 MAX_LENGTH = 128
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
+KEY += ("teacher_dropout", "rows")
 
 
 def main() -> None:
@@ -80,6 +81,8 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "seed": seed,
         "options": arguments.options,
         "generator": None if generator is None else generator.name,
+        "teacher_dropout": DROPOUT,
+        "rows": "similar lengths",
         "precision": "bf16" if use_bf16("auto", default_device()) else "fp32",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

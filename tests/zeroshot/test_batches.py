@@ -116,20 +116,35 @@ def test_the_share_of_pairs():
     assert abs(share - 0.3) < 0.05
 
 
+def drawn_lengths(source, batches):
+    noise = rng()
+    return [source.template.draw(16, noise).places.max(1).values + 1 for _ in range(batches)]
+
+
 def test_short_rows_are_more_frequent():
     _, _, source = source_for("bert", "BertModel", lengths=(2, 16))
-    lengths = source.template.draw(4000, rng()).places.max(1).values + 1
+    lengths = torch.cat(drawn_lengths(source, 2000))
     assert lengths.min() == 2
     assert lengths.max() == 16
-    shares = lengths.bincount(minlength=17)[2:] / 4000
+    shares = lengths.bincount(minlength=17)[2:] / len(lengths)
     logarithms = torch.log(torch.arange(2, 18).float())
     torch.testing.assert_close(shares, logarithms.diff() / torch.log(torch.tensor(17 / 2)), atol=0.025, rtol=0)
 
 
+def test_rows_of_a_batch_are_of_similar_lengths():
+    """All of them in one quarter of the logarithms from 1 to 17, and every quarter comes."""
+    _, _, source = source_for("bert", "BertModel", lengths=(1, 16))
+    quarters = {1: range(1, 3), 2: range(2, 5), 4: range(4, 9), 8: range(8, 17)}
+    found = [(int(lengths.min()), int(lengths.max())) for lengths in drawn_lengths(source, 64)]
+    assert {low for low, _ in found} >= set(quarters)
+    assert all(any(low in quarter and high in quarter for quarter in quarters.values()) for low, high in found)
+
+
 def test_rows_are_as_long_as_the_model_takes():
     _, _, source = source_for("bert", "BertModel", lengths=(2, 500), pairs=0.5)
-    assert source.template.draw(500, rng()).ids.shape[1] <= 22  # the tokenizer's limit, below the model's 24
-    assert source.template.draw(500, rng()).length == 19
+    drawn = [source.template.draw(100, noise) for noise in [rng()] for _ in range(50)]
+    assert max(layout.ids.shape[1] for layout in drawn) <= 22  # the tokenizer's limit, below the model's 24
+    assert max(layout.length for layout in drawn) == 19
 
 
 @pytest.mark.parametrize("class_name", ["T5ForConditionalGeneration", "T5ForSequenceClassification"])

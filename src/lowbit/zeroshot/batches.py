@@ -19,6 +19,7 @@ from lowbit.zeroshot.generator import StateGenerator
 
 _ORDINARY = -1  # stands in a template for a place that the generator fills
 _LENGTHS = (4, 48)  # shortest and longest row, special tokens not counted
+_BANDS = 4  # of lengths; rows of one band have half as much padding as rows of all lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,9 @@ class Template:
     """How a tokenizer dresses one text and a pair of texts, read off what it makes of a word.
 
     ``lengths`` bounds the ordinary tokens of a row, cut to what the model takes; their logarithm is drawn evenly, as
-    short texts are the more frequent ones. ``pairs`` is the chance of a row to be a pair of texts, parted anywhere.
-    Lengths or chances that cannot be raise :class:`SchemeError`, a tokenizer without a padding token DataError.
+    short texts are the more frequent ones, and rows of one batch are of similar lengths. ``pairs`` is the chance of a
+    row to be a pair of texts, parted anywhere. Lengths or chances that cannot be raise :class:`SchemeError`, a
+    tokenizer without a padding token DataError.
     """
 
     def __init__(
@@ -108,7 +110,8 @@ class Template:
 
     def draw(self, rows: int, rng: torch.Generator) -> Layout:
         """Lengths, pairs and where these part, drawn from ``rng`` alone."""
-        lengths, pairs, parts = torch.rand(3, rows, generator=rng, device=rng.device).tolist()
+        lengths = length_chances(rows, rng)
+        pairs, parts = torch.rand(2, rows, generator=rng, device=rng.device).tolist()
         if self._decoder_start is not None:  # their classifiers ask for equally many ends in all rows of a batch
             pairs = pairs[:1] * rows
         return _laid_out([self._row(*row) for row in zip(lengths, pairs, parts, strict=True)], self._pad)
@@ -148,6 +151,13 @@ class BatchSource(nn.Module):
         layout = self.template.draw(rows, rng)
         states = self.generator.states(rows, layout.length, rng)
         return self.template.fill(layout, *self.adaptation(states, rng))
+
+
+def length_chances(rows: int, rng: torch.Generator) -> list[float]:
+    """A chance for the length of each row of a batch, all in one quarter of 0 to 1, which is drawn for the batch."""
+    chances = torch.rand(rows + 1, generator=rng, device=rng.device).tolist()
+    band = math.floor(_BANDS * chances.pop())
+    return [(band + chance) / _BANDS for chance in chances]
 
 
 def spread_length(low: int, high: int, chance: float) -> int:

@@ -17,7 +17,7 @@ from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, SchemeError
 from lowbit.hf import is_causal, language_kind
 from lowbit.loop import model_digest
-from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, read_later, spread_length
+from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, length_chances, read_later, spread_length
 from lowbit.zeroshot.options import ZeroShotOptions
 from lowbit.zeroshot.pieces import ordinary_ids
 
@@ -88,7 +88,7 @@ class SampledTexts:
 
     def draw(self, rows: int, rng: torch.Generator) -> GeneratedBatch:
         """A batch of new texts; with the chance ``pairs`` all of them are in two parts."""
-        chances, parted = torch.rand(rows, generator=rng).tolist(), torch.rand(1, generator=rng).item() < self._pairs
+        chances, parted = length_chances(rows, rng), torch.rand(1, generator=rng).item() < self._pairs
         lengths = [spread_length(*self._lengths, chance) for chance in chances]
         written = self._write(rows, max(lengths), rng)
         cut = [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
