@@ -4,11 +4,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from lowbit.errors import SchemeError, UnsupportedModelError
 from lowbit.zeroshot import LanguageModelGenerator, TransformerGenerator, aligned_adaptation, random_adaptation
 from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing
+from lowbit.zeroshot.generator import States
 from lowbit.zeroshot.pieces import ordinary_ids
 from tests.models import WORDS, tiny_model, tiny_tokenizer
 from tests.tiny import random_states
@@ -25,6 +27,10 @@ def language_model():
     return LanguageModelGenerator(tiny_model("opt", "OPTForCausalLM"), tiny_tokenizer("opt"))
 
 
+def written(generator, rows=2, tokens=3):
+    return generator.states(rows, tokens, rng(), nn.Identity())
+
+
 def aligned(generator, arch, class_name, **changes):
     return aligned_adaptation(
         generator, tiny_model(arch, class_name, seed=1), tiny_tokenizer(arch), Mixing(candidates=K, **changes)
@@ -38,8 +44,9 @@ def test_the_same_tokenizer_gives_the_models_own_prediction(language_model):
     assert torch.equal(adaptation.ids, ordinary)
     assert torch.equal(adaptation.keys, language_model.output_table[ordinary])
     assert torch.equal(adaptation.map.weight, torch.eye(language_model.width))
-    states = language_model.states(2, 3, rng())
+    states = written(language_model).values
     assert torch.equal(adaptation.map(states), states)
+    assert torch.equal(adaptation.rows[ordinary], torch.arange(len(WORDS)))
 
 
 def test_pieces_that_only_the_target_has_get_keys_from_their_rows(language_model):
@@ -59,29 +66,58 @@ def test_pieces_that_only_the_target_has_get_keys_from_their_rows(language_model
 def test_rows_are_drawn_as_their_scores_say():
     keys = torch.tensor([[3.0], [2.0], [0.0], [-1.0]])
     adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=2))
-    ids, weights = adaptation(torch.ones(100, 200, 1), rng())
-    chosen = ids.gather(-1, weights.argmax(-1, keepdim=True)).flatten()
-    shares = torch.stack([(chosen == index).float().mean() for index in adaptation.ids])
-    torch.testing.assert_close(shares, torch.softmax(keys[:, 0], 0), atol=0.01, rtol=0)
+    for needs_grad in (True, False):
+        with torch.set_grad_enabled(needs_grad):
+            ids, weights = adaptation(States(torch.ones(100, 200, 1)), rng())
+        assert torch.equal(weights.argmax(-1), torch.zeros(100, 200, dtype=torch.long))
+        shares = torch.stack([(ids[..., 0] == index).float().mean() for index in adaptation.ids])
+        torch.testing.assert_close(shares, torch.softmax(keys[:, 0], 0), atol=0.01, rtol=0)
+
+
+def test_what_was_written_is_the_best_row_where_the_target_has_it():
+    """The other candidates are what they were, and each of them is there once."""
+    keys = torch.tensor([[3.0], [2.0], [0.0], [-1.0]])
+    rows = torch.tensor([-1, 0, 2, 3])  # of the generator's tokens; its first one is none of the target's
+    tokens = torch.tensor([[0, 1, 2, 3]]).expand(50, 4)
+    states = States(torch.ones(50, 4, 1).requires_grad_(True), tokens)
+    adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=3), rows=rows)
+    unwritten = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=3))
+    ids, weights = adaptation(states, rng())
+    assert ids[:, 1:, 0].unique(dim=0).tolist() == [[4, 7, 9]]
+    assert weights[..., 0].eq(1).all()
+    assert all(len(set(row)) == 3 for row in ids.flatten(0, 1).tolist())
+    before, _ = unwritten(states, rng())
+    assert torch.equal(ids[:, 0], before[:, 0])
+    there = (before == ids[..., :1]).any(-1)
+    assert 0.1 < there.float().mean() < 0.9 or there.all()
+    assert torch.equal(ids[there].sort().values, before[there].sort().values)
+    assert torch.equal(ids[~there][:, 1:], before[~there][:, 1:])
+    with torch.no_grad():
+        best, ones = adaptation(states, rng())
+    assert best.shape == ones.shape == (50, 4, 1)
+    assert torch.equal(best[:, 1:], ids[:, 1:, :1])
+    assert ones.eq(1).all()
+    (weights * torch.arange(3)).sum().backward()
+    assert states.values.grad.ne(0).all()
 
 
 def test_a_hard_choice_is_one_row_with_the_gradients_of_the_mixture(language_model):
     hard, soft = (aligned(language_model, "bert", "BertModel", hard=hard) for hard in (True, False))
-    states = language_model.states(2, 3, rng()).detach().requires_grad_(True)
-    ids, weights = hard(states, rng(1))
-    soft_ids, soft_weights = soft(states, rng(1))
+    values = written(language_model).values.detach().requires_grad_(True)
+    ids, weights = hard(States(values), rng(1))
+    soft_ids, soft_weights = soft(States(values), rng(1))
     assert torch.equal(ids, soft_ids)
     assert torch.equal(weights.detach().sort().values[..., -2:], torch.tensor([0.0, 1.0]).expand(2, 3, 2))
     assert torch.equal(weights.argmax(-1), soft_weights.argmax(-1))
     torch.testing.assert_close(soft_weights.sum(-1), torch.ones(2, 3))
-    values = torch.randn(weights.shape, generator=rng(2))
-    gradients = [torch.autograd.grad((w * values).sum(), states)[0] for w in (weights, soft_weights)]
+    factors = torch.randn(weights.shape, generator=rng(2))
+    gradients = [torch.autograd.grad((w * factors).sum(), values)[0] for w in (weights, soft_weights)]
     torch.testing.assert_close(*gradients)
     assert gradients[0].abs().sum() > 0
 
 
 def test_temperature_sharpens(language_model):
-    states = language_model.states(2, 3, rng())
+    states = written(language_model)
     largest = [
         aligned(language_model, "bert", "BertModel", hard=False, temperature=t)(states, rng(1))[1].amax(-1).mean()
         for t in (0.1, 1.0, 10.0)
@@ -91,7 +127,7 @@ def test_temperature_sharpens(language_model):
 
 def test_candidates_are_distinct_ordinary_rows(language_model):
     ordinary = ordinary_ids(tiny_tokenizer("roberta"))
-    ids, weights = aligned(language_model, "roberta", "RobertaModel")(language_model.states(4, 6, rng()), rng())
+    ids, weights = aligned(language_model, "roberta", "RobertaModel")(written(language_model, 4, 6), rng())
     assert ids.shape == weights.shape == (4, 6, K)
     assert torch.isin(ids, ordinary).all()
     assert (ids.sort(-1).values.diff(dim=-1) > 0).all()
@@ -105,7 +141,7 @@ def test_gradients_reach_generator_and_map(language_model):
         else:
             adaptation = random_adaptation(generator.width, target, tokenizer, Mixing(candidates=K))
         generator.zero_grad()
-        _, weights = adaptation(generator.states(2, 3, rng()), rng())
+        _, weights = adaptation(written(generator), rng())
         (weights * torch.arange(K)).sum().backward()
         assert adaptation.map.weight.grad.abs().sum() > 0
         assert sum(p.grad.abs().sum() for p in generator.parameters() if p.grad is not None) > 0
@@ -121,7 +157,7 @@ def test_a_random_map_follows_from_its_seed_and_has_scores_of_size_one():
     assert torch.equal(first.map.weight, again.map.weight)
     assert not torch.equal(first.map.weight, other.map.weight)
     assert first.keys.shape == (len(WORDS), 24)
-    states = TransformerGenerator(256, seed=0).states(8, 16, rng())
+    states = written(TransformerGenerator(256, seed=0), 8, 16).values
     assert 0.5 < (first.map(states) @ first.keys.t()).std() < 2
     torch.testing.assert_close(first.keys.norm(dim=1), torch.ones(len(WORDS)))
 

@@ -58,7 +58,7 @@ def test_scores_of_shared_pieces_are_the_language_models(generator, minilm):
     assert adaptation.shared == 5277
     pairs = shared_pieces(generator.tokenizer, minilm[1])
     with torch.no_grad():
-        states = generator.states(2, 8, rng())
+        states = generator.states(2, 8, rng(), adaptation.map).values
         scores = adaptation.map(states) @ adaptation.keys.t()
         logits = states @ generator.output_table.t()
     places = torch.searchsorted(adaptation.ids, pairs[:, 1].contiguous())

@@ -99,26 +99,6 @@ def test_a_generator_can_be_trained_and_tells_what_it_was(tiny):
     assert source.digest() != before
 
 
-def test_sampled_text_starts_anywhere_and_goes_on_as_the_model_says(tiny):
-    """Three greedy tokens, as without a cache; what is drawn afterwards has the model's own probabilities."""
-    model, tokenizer = tiny_model("opt", "OPTForCausalLM"), load_tokenizer(tiny.model("opt"))
-    source = SampledTexts(model, tokenizer, chosen(lengths=(5, 5)))
-    written = source._write(400, 5, rng())
-    start = tokenizer("")["input_ids"]
-    ids = source._ids
-    assert set(written[:, 0].tolist()) == set(ids.tolist())
-    given = torch.cat([torch.tensor(start).expand(400, -1), written], dim=1)
-    with torch.no_grad():
-        logits = model(input_ids=given).logits[..., ids]
-    for place in (1, 2, 3):
-        chosen_ids = ids[logits[:, len(start) + place - 1].argmax(-1)]
-        assert torch.equal(written[:, place], chosen_ids)
-    chances = logits[:, len(start) + 3].softmax(-1)
-    places = torch.searchsorted(ids, written[:, 4].contiguous())
-    mean = chances.gather(1, places[:, None]).mean()
-    assert float(mean) == pytest.approx(float(chances.square().sum(1).mean()), abs=0.02)
-
-
 def test_sampled_text_is_spelled_in_the_tokens_of_the_target(tiny):
     teacher = load_teacher(tiny.model("bert"))
     source = SampledTexts(teacher.model, teacher.tokenizer, chosen(generator=tiny.model("opt")))

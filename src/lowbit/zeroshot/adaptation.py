@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.errors import SchemeError, UnsupportedModelError
 from lowbit.zeroshot.embedding import input_embedding, straight_through
-from lowbit.zeroshot.generator import LanguageModelGenerator
+from lowbit.zeroshot.generator import LanguageModelGenerator, States
 from lowbit.zeroshot.pieces import ordinary_ids, shared_pieces
 
 _RIDGE = 1.0  # of the mean squared feature; the best for pieces left out
@@ -44,18 +44,28 @@ class FeatureAdaptation(nn.Module):
 
     A row's score is the product of its key with the mapped state. Gumbel noise is added to the scores, so that the best
     row is drawn as the softmax of the scores says (arXiv 1611.01144, here of the 256 best scores), and the
-    best candidates are mixed by a softmax at the temperature of ``mixing``. A hard mixture is its largest row alone,
-    exactly a row of the table, with the gradients of the soft one. ``shared`` counts the rows whose keys are the
-    generator's own.
+    best candidates are mixed by a softmax at the temperature of ``mixing``. Where the state led to a token of the
+    generator's that is a row of the target's, too, that row takes the place of the best one. A hard mixture is its best
+    row alone, exactly a row of the table, with the gradients of the soft one.
 
     ``ids`` int64 [n], ``keys`` float [n, inner], ``start`` float [inner, width of the states]: the map at first.
+    ``rows``: int64 [vocabulary of the generator], where among the ``ids`` each of its tokens is, -1 for nowhere.
+    ``shared`` counts the rows whose keys are the generator's own.
     """
 
     ids: torch.Tensor
     keys: torch.Tensor
+    rows: torch.Tensor | None
 
     def __init__(
-        self, ids: torch.Tensor, keys: torch.Tensor, start: torch.Tensor, mixing: Mixing, *, shared: int = 0
+        self,
+        ids: torch.Tensor,
+        keys: torch.Tensor,
+        start: torch.Tensor,
+        mixing: Mixing,
+        *,
+        rows: torch.Tensor | None = None,
+        shared: int = 0,
     ) -> None:
         super().__init__()
         if mixing.candidates > ids.numel():
@@ -65,26 +75,55 @@ class FeatureAdaptation(nn.Module):
         self.map.weight = nn.Parameter(start.clone())
         self.register_buffer("ids", ids.to(keys.device), persistent=False)
         self.register_buffer("keys", keys, persistent=False)
+        self.register_buffer("rows", None if rows is None else rows.to(keys.device), persistent=False)
 
-    def forward(self, states: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [rows, tokens, width] to ids and weights [rows, tokens, candidates] of a mixture."""
-        queries = self.map(states)
-        places, noise = self._drawn(queries, rng)
+    def forward(self, states: States, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [rows, tokens, width] to ids and weights [rows, tokens, candidates] of a mixture, the best one first.
+
+        A hard mixture without a way back is its best row alone.
+        """
+        queries = self.map(states.values)
+        if self.mixing.hard and not queries.requires_grad:
+            places = self._best(queries.flatten(0, 1), self._written(states).flatten(), rng).view(*queries.shape[:2], 1)
+            return self.ids[places], torch.ones(places.shape, device=places.device)
+        places, noise = self._drawn(queries.flatten(0, 1), rng)
+        places, noise = (found.view(*queries.shape[:2], -1) for found in (places, noise))
+        places = _put_first(places, self._written(states))
         scores = (self.keys[places] @ queries[..., None]).squeeze(-1)
         weights = torch.softmax((scores + noise) / self.mixing.temperature, dim=-1)
         return self.ids[places], straight_through(weights) if self.mixing.hard else weights
 
+    def _written(self, states: States) -> torch.Tensor:
+        """The place of the key of the row that was written, int64 [rows, tokens], -1 where none was."""
+        if self.rows is None or states.tokens is None:
+            return torch.full(states.values.shape[:2], -1, device=self.ids.device)
+        return self.rows[states.tokens]
+
+    def _best(self, queries: torch.Tensor, written: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """The place of the best key for each of the queries [n, inner], int64 [n]."""
+        places = written.clone()
+        drawn, _ = self._drawn(queries[written < 0], rng)
+        places[written < 0] = drawn[:, 0]
+        return places
+
     @torch.no_grad()
     def _drawn(self, queries: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places [rows, tokens, candidates] of the keys that come first after noise, and the noise."""
+        """Places [n, candidates] of the keys that come first after noise for queries [n, inner], and the noise."""
         pool = min(max(_POOL, self.mixing.candidates), self.ids.numel())
-        best = [(chunk @ self.keys.t()).topk(pool) for chunk in queries.flatten(0, 1).split(_CHUNK)]
+        best = [(chunk @ self.keys.t()).topk(pool) for chunk in queries.split(_CHUNK)]
         scores, places = torch.cat([top.values for top in best]), torch.cat([top.indices for top in best])
         waits = torch.empty(scores.shape, device=rng.device).exponential_(generator=rng)
         noise = -waits.clamp_min(_SHORTEST_WAIT).log().to(scores)
         chosen = (scores + noise).topk(self.mixing.candidates).indices
-        shape = (*queries.shape[:2], self.mixing.candidates)
-        return places.gather(-1, chosen).view(shape), noise.gather(-1, chosen).view(shape)
+        return places.gather(-1, chosen), noise.gather(-1, chosen)
+
+
+def _put_first(places: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Places [rows, tokens, candidates] with what was written first, and each of them once."""
+    known = written[..., None] >= 0
+    elsewhere = torch.where(places == written[..., None], places[..., :1], places)  # they change places
+    first = torch.where(known, written[..., None], places[..., :1])
+    return torch.cat([first, torch.where(known, elsewhere, places)[..., 1:]], dim=-1)
 
 
 def aligned_adaptation(
@@ -113,7 +152,19 @@ def aligned_adaptation(
     theirs = generator.output_table[pairs[:, 0].to(generator.output_table.device)].to(features)
     keys = _regressed(features[known], theirs, features)
     keys[known] = theirs
-    return FeatureAdaptation(ids, keys, torch.eye(generator.width).to(keys), mixing, shared=len(pairs))
+    start, rows = torch.eye(generator.width).to(keys), _rows_of_tokens(generator, tokenizer, ids)
+    return FeatureAdaptation(ids, keys, start, mixing, rows=rows, shared=len(pairs))
+
+
+def _rows_of_tokens(
+    generator: LanguageModelGenerator, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor
+) -> torch.Tensor:
+    """Where among the target's ``ids`` each token of the generator is, int64, -1 for nowhere."""
+    rows = torch.full((generator.output_table.shape[0],), -1)
+    pairs = shared_pieces(tokenizer, generator.tokenizer)
+    pairs = pairs[torch.isin(pairs[:, 0], ids) & (pairs[:, 1] < len(rows))]
+    rows[pairs[:, 1]] = torch.searchsorted(ids, pairs[:, 0].contiguous())
+    return rows
 
 
 def random_adaptation(

@@ -149,7 +149,7 @@ class BatchSource(nn.Module):
     def forward(self, rows: int, rng: torch.Generator) -> GeneratedBatch:
         """A batch of ``rows`` rows drawn from ``rng`` alone, with the way back for gradients."""
         layout = self.template.draw(rows, rng)
-        states = self.generator.states(rows, layout.length, rng)
+        states = self.generator.states(rows, layout.length, rng, self.adaptation.map)
         return self.template.fill(layout, *self.adaptation(states, rng))
 
 

@@ -40,8 +40,9 @@ class Mixture:
 
 
 def straight_through(weights: torch.Tensor) -> torch.Tensor:
-    """Exactly 1 for the largest weight of the last axis and 0 for the others; the gradient is that of ``weights``."""
-    choice = F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
+    """Exactly 1 for the first weight of the last axis and 0 for the others; the gradient is that of ``weights``."""
+    choice = torch.zeros_like(weights)
+    choice[..., 0] = 1
     return choice + (weights - weights.detach())
 
 

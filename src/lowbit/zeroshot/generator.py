@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +11,18 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import load_causal_lm
-from lowbit.arch import position_limit
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, UnsupportedModelError
 from lowbit.loop import isolated_rng
-from lowbit.zeroshot.pieces import ordinary_ids
+from lowbit.zeroshot.writing import Writer
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """``values`` float [rows, length, width]; ``tokens`` int64 [rows, length], those of the generator that followed."""
+
+    values: torch.Tensor
+    tokens: torch.Tensor | None = None
 
 
 class StateGenerator(Protocol):
@@ -22,8 +30,8 @@ class StateGenerator(Protocol):
 
     width: int
 
-    def states(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
-        """States [rows, length, width] on the module's device, of noise drawn from ``rng`` alone."""
+    def states(self, rows: int, length: int, rng: torch.Generator, project: nn.Module) -> States:
+        """States on the module's device, drawn from ``rng`` alone; ``project`` is what will read them first."""
         ...
 
 
@@ -45,21 +53,22 @@ class TransformerGenerator(nn.Module):
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
 
-    def states(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
-        """States float [rows, length, width]; each position starts from Gaussian noise of its own."""
+    def states(self, rows: int, length: int, rng: torch.Generator, project: nn.Module) -> States:
+        """States that led to no tokens; each position starts from Gaussian noise of its own."""
         noise = torch.randn(rows, length, self.width, generator=rng, device=rng.device)
-        return self.encoder(noise.to(next(self.parameters())))
+        return States(self.encoder(noise.to(next(self.parameters()))))
 
 
 class LanguageModelGenerator(nn.Module):
-    """A causal language model that reads random tokens of its vocabulary; its last hidden states are the states.
+    """A causal language model that writes; its states are the last hidden ones that led to each token of a text.
 
-    They say what may come next: ``states @ output_table.T`` are the model's logits. The model is put in eval mode and
-    into float32. One whose hidden states are not as wide as its output table raises :class:`UnsupportedModelError`.
+    ``states @ output_table.T`` are the model's logits. It writes as :class:`lowbit.zeroshot.writing.Writer` says, by
+    ``project(states) @ output_table.T``, so that a projection that is trained changes what is written. The model is put
+    in eval mode and into float32. One whose hidden states are not as wide as its output table raises
+    :class:`UnsupportedModelError`.
     """
 
     output_table: torch.Tensor
-    _ids: torch.Tensor
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -69,8 +78,7 @@ class LanguageModelGenerator(nn.Module):
             raise UnsupportedModelError(f"{type(model).__name__} predicts no tokens; give a causal language model")
         self.register_buffer("output_table", output.weight.detach().float(), persistent=False)
         self.width = self.output_table.shape[1]
-        self._limit = position_limit(model)
-        self.register_buffer("_ids", ordinary_ids(tokenizer), persistent=False)
+        self._writer = Writer(self.model, tokenizer)
 
     @classmethod
     def load(cls, source: str | Path) -> LanguageModelGenerator:
@@ -81,9 +89,18 @@ class LanguageModelGenerator(nn.Module):
         folder = checkpoint_folder(source)
         return cls(load_causal_lm(folder, dtype=torch.float32), load_tokenizer(folder))
 
-    def states(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
-        """States float [rows, length, width]; longer rows than the model has positions for raise DataError."""
-        if self._limit is not None and length > self._limit:
-            raise DataError(f"the generator has {self._limit} positions, {length} are asked for; use shorter lengths")
-        drawn = torch.randint(self._ids.numel(), (rows, length), generator=rng, device=rng.device)
-        return self.model(input_ids=self._ids[drawn.to(self._ids.device)], use_cache=False).last_hidden_state
+    def states(self, rows: int, length: int, rng: torch.Generator, project: nn.Module) -> States:
+        """States and the tokens they led to; the first token that was written led to none and is left out.
+
+        Longer rows than the model has positions for raise :class:`DataError`.
+        """
+        room = self._writer.room
+        if room is not None and length > room:
+            raise DataError(f"the generator has {room} positions, {length} are asked for; use shorter lengths")
+        table = self.output_table.t()
+        written = self._writer.write(rows, length + 1, rng, lambda output: project(output.last_hidden_state) @ table)
+        written = written.to(self.model.device)
+        start = self._writer.start.to(written.device)
+        read = torch.cat([start.expand(rows, -1), written[:, :-1]], dim=1)
+        states = self.model(input_ids=read, use_cache=False).last_hidden_state
+        return States(states[:, len(start) :], written[:, 1:])

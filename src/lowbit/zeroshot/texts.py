@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import load_causal_lm
 from lowbit.arch import position_limit
@@ -19,11 +18,9 @@ from lowbit.hf import is_causal, language_kind
 from lowbit.loop import model_digest
 from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, length_chances, read_later, spread_length
 from lowbit.zeroshot.options import ZeroShotOptions
-from lowbit.zeroshot.pieces import ordinary_ids
+from lowbit.zeroshot.writing import Writer
 
 Text = str | tuple[str, str]
-
-_GREEDY = 3  # tokens after the first one that are the most likely ones
 
 
 class RealTexts:
@@ -64,9 +61,8 @@ class RealTexts:
 class SampledTexts:
     """Text written by a causal language model, in the target's tokens (LLM-QAT, Liu et al. 2023, arXiv 2305.17888).
 
-    A text starts with a token drawn evenly from the vocabulary, goes on with the three most likely ones, and is drawn
-    from there on. The language model is ``options.generator``, else the target itself; a target that is none raises
-    :class:`SchemeError`.
+    :class:`Writer` says how. The language model is ``options.generator``, else the target itself; a target that is none
+    raises :class:`SchemeError`.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ZeroShotOptions) -> None:
@@ -77,20 +73,15 @@ class SampledTexts:
             model, tokenizer = load_causal_lm(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
         elif not is_causal(model.config) or language_kind(model) != "causal":
             raise SchemeError(f"{type(model).__name__} writes no text; give --generator a causal language model")
-        self._model, self._tokenizer = model, tokenizer
-        # Newer versions of transformers say "cache" where older ones said "past_key_values".
-        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        ids = ordinary_ids(tokenizer)
-        self._ids = ids[ids < model.get_input_embeddings().weight.shape[0]]
-        self._start = tokenizer("")["input_ids"]
-        room = (position_limit(model) or options.lengths[1] + len(self._start)) - len(self._start)
+        self._model, self._tokenizer, self._writer = model, tokenizer, Writer(model, tokenizer)
+        room = options.lengths[1] if self._writer.room is None else self._writer.room
         self._lengths = min(options.lengths[0], room), min(options.lengths[1], room)
 
     def draw(self, rows: int, rng: torch.Generator) -> GeneratedBatch:
         """A batch of new texts; with the chance ``pairs`` all of them are in two parts."""
         chances, parted = length_chances(rows, rng), torch.rand(1, generator=rng).item() < self._pairs
         lengths = [spread_length(*self._lengths, chance) for chance in chances]
-        written = self._write(rows, max(lengths), rng)
+        written = self._writer.write(rows, max(lengths), rng, lambda output: output.logits)
         cut = [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
         texts = [text for text in self._tokenizer.batch_decode(cut) if text.strip()]
         if not texts:
@@ -109,30 +100,6 @@ class SampledTexts:
     def digest(self) -> str:
         """SHA-256 of the language model."""
         return model_digest(self._model)
-
-    @torch.no_grad()
-    def _write(self, rows: int, length: int, rng: torch.Generator) -> torch.Tensor:
-        """Ids [rows, length] of what the model writes, special tokens never."""
-        device = self._model.device
-        ids = self._ids.to(device)
-        drawn = self._ids[torch.randint(self._ids.numel(), (rows, 1), generator=rng)]
-        start = torch.tensor(self._start, dtype=torch.long).expand(rows, -1)
-        given = torch.cat([start, drawn], dim=1).to(device)
-        cache = {self._cache_name: DynamicCache(config=self._model.config)}
-        written = [given[:, -1:]]
-        seen = 0
-        for place in range(1, length):
-            seen += given.shape[1]
-            mask = torch.ones(rows, seen, dtype=torch.long, device=device)
-            output = self._model(input_ids=given, attention_mask=mask, use_cache=True, **cache)
-            logits = output.logits[:, -1, ids].float()
-            if place <= _GREEDY:
-                choice = logits.argmax(-1, keepdim=True)
-            else:
-                choice = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=rng).to(device)
-            given = ids[choice]
-            written.append(given)
-        return torch.cat(written, dim=1).cpu()
 
 
 class _Encoder:

@@ -1,0 +1,37 @@
+"""Text that a language model writes."""
+
+import pytest
+import torch
+
+from lowbit.zeroshot.pieces import ordinary_ids
+from lowbit.zeroshot.writing import Writer
+from tests.models import tiny_model, tiny_tokenizer
+from tests.tiny import random_states
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("arch", "class_name"), [("opt", "OPTForCausalLM"), ("gpt2", "GPT2LMHeadModel")])
+def test_text_starts_anywhere_and_goes_on_as_the_model_says(arch, class_name):
+    """Three greedy tokens, as without a cache; what is drawn afterwards has the model's own probabilities."""
+    model, tokenizer = tiny_model(arch, class_name), tiny_tokenizer(arch)
+    before = random_states()
+    writer = Writer(model, tokenizer)
+    written = writer.write(400, 5, rng(), lambda output: output.logits)
+    assert random_states() == before
+    start, ids = tokenizer("")["input_ids"], ordinary_ids(tokenizer)
+    assert writer.start.tolist() == start
+    assert writer.room == model.config.max_position_embeddings - len(start)
+    assert set(written[:, 0].tolist()) == set(ids.tolist())
+    given = torch.cat([torch.tensor(start, dtype=torch.long).expand(400, -1), written], dim=1)
+    with torch.no_grad():
+        logits = model(input_ids=given).logits[..., ids]
+    for place in (1, 2, 3):
+        chosen_ids = ids[logits[:, len(start) + place - 1].argmax(-1)]
+        assert torch.equal(written[:, place], chosen_ids)
+    chances = logits[:, len(start) + 3].softmax(-1)
+    places = torch.searchsorted(ids, written[:, 4].contiguous())
+    mean = chances.gather(1, places[:, None]).mean()
+    assert float(mean) == pytest.approx(float(chances.square().sum(1).mean()), abs=0.02)
