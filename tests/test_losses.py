@@ -79,16 +79,17 @@ def test_token_losses_skip_what_is_not_scored():
 def outputs(rows=2, tokens=3, seed=0, **shapes):
     generator = torch.Generator().manual_seed(seed)
     values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    states = (torch.randn(rows, tokens, 4, generator=generator), torch.randn(rows, tokens, 4, generator=generator))
+    states = tuple(torch.randn(rows, tokens, 4, generator=generator) for _ in range(3))  # embeddings and two layers
     return SimpleNamespace(hidden_states=states, **values)
 
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
 
 
-def test_outputs_without_a_head_are_compared_by_their_last_states():
+def test_outputs_without_a_head_are_compared_by_the_states_of_all_layers():
     student, teacher = outputs(seed=0), outputs(seed=1)
-    expected = hidden_distance(student.hidden_states[-1], teacher.hidden_states[-1], MASK)
+    layers = zip(student.hidden_states[1:], teacher.hidden_states[1:], strict=True)
+    expected = torch.stack([hidden_distance(*states, MASK) for states in layers]).mean()
     assert torch.equal(output_distance(student, teacher, MASK), expected)
     assert torch.equal(output_distance(student, teacher, MASK, hidden=0.5), 0.5 * expected)
     assert float(output_distance(teacher, teacher, MASK)) == 0
@@ -119,12 +120,15 @@ def test_both_ends_of_an_answer_are_compared():
     torch.testing.assert_close(output_distance(student, teacher, MASK, hidden=0.0), expected)
 
 
-def test_a_decoder_without_logits_is_compared_by_its_states():
-    """Of a bare encoder-decoder; where there are logits, they say it all."""
+@pytest.mark.parametrize("logits", [False, True])
+def test_both_stacks_are_compared_by_their_states(logits):
+    """What the decoder sees of padding counts where it has inputs of its own."""
     encoder, decoder, mask = gaussian(2, 3, 8), gaussian(2, 5, 8, seed=1), torch.ones(2, 3)
-    teacher = SimpleNamespace(encoder_hidden_states=(encoder,), decoder_hidden_states=(decoder,))
-    student = SimpleNamespace(encoder_hidden_states=(encoder,), decoder_hidden_states=(1.1 * decoder,))
-    assert output_distance(student, teacher, mask).item() == pytest.approx(0.01, rel=1e-4)
-    assert output_distance(student, teacher, mask, hidden=2.0).item() == pytest.approx(0.02, rel=1e-4)
-    teacher.logits = student.logits = gaussian(2, 4, seed=2)
-    assert output_distance(student, teacher, mask).item() == pytest.approx(0, abs=1e-6)
+    teacher = SimpleNamespace(encoder_hidden_states=(0, encoder), decoder_hidden_states=(0, decoder))
+    student = SimpleNamespace(encoder_hidden_states=(0, encoder), decoder_hidden_states=(0, 1.1 * decoder))
+    if logits:
+        teacher.logits = student.logits = gaussian(2, 4, seed=2)
+    assert output_distance(student, teacher, mask).item() == pytest.approx(0.005, rel=1e-4)
+    assert output_distance(student, teacher, mask, hidden=2.0).item() == pytest.approx(0.01, rel=1e-4)
+    student.encoder_hidden_states, student.decoder_hidden_states = (0, 1.2 * encoder), (0, decoder)
+    assert output_distance(student, teacher, mask).item() == pytest.approx(0.02, rel=1e-4)

@@ -53,15 +53,13 @@ def output_distance(
     """How far two models' outputs for the same batch are apart: in what they predict, and in what they see.
 
     The first part is :func:`logit_distance`, where there are logits for each token over the tokens; models without a
-    head have none. The second one, times ``hidden``, is :func:`hidden_distance` of the last hidden states; a decoder
-    behind an encoder is compared by its own states where it has no logits. ``mask`` [rows, tokens] is 0 at padding,
-    which all leave out. Outputs are transformers' with ``output_hidden_states=True``.
+    head have none. The second one, times ``hidden``, is the mean :func:`hidden_distance` of the hidden states over all
+    layers, of the decoder too (TernaryBERT, Zhang et al. 2020, arXiv 2009.12812). ``mask`` [rows, tokens] is 0 at
+    padding, which all leave out. Outputs are transformers' with ``output_hidden_states=True``.
     """
-    found = hidden * hidden_distance(last_states(student), last_states(teacher), mask)
-    if getattr(teacher, "decoder_hidden_states", None) and getattr(teacher, "logits", None) is None:
-        ours, theirs = student.decoder_hidden_states[-1], teacher.decoder_hidden_states[-1]
-        known = mask if mask.shape == theirs.shape[:2] else torch.ones_like(theirs[..., 0])
-        found = found + hidden * hidden_distance(ours, theirs, known)
+    layers = zip(layer_states(student), layer_states(teacher), strict=True)
+    errors = [hidden_distance(ours, theirs, _known(theirs, mask)) for ours, theirs in layers]
+    found = hidden * torch.stack(errors).mean()
     for name in ("logits", "start_logits", "end_logits"):
         logits = getattr(teacher, name, None)
         if logits is not None:
@@ -73,6 +71,20 @@ def last_states(output: Any) -> torch.Tensor:
     """Hidden states [rows, tokens, width] of the last layer; of the encoder, where there are two stacks."""
     states = getattr(output, "encoder_hidden_states", None) or output.hidden_states
     return states[-1]
+
+
+def layer_states(output: Any) -> list[torch.Tensor]:
+    """Hidden states [rows, tokens, width] of every layer, and of both stacks where there are two.
+
+    Embeddings, which come before the first layer, are left out.
+    """
+    stacks = [getattr(output, f"{stack}hidden_states", None) for stack in ("", "encoder_", "decoder_")]
+    return [states for stack in stacks if stack for states in stack[1:]]
+
+
+def _known(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mask of hidden states: all tokens of a decoder with inputs of its own count."""
+    return mask if mask.shape == states.shape[:2] else torch.ones_like(states[..., 0])
 
 
 def scored_logits(

@@ -8,6 +8,7 @@ from rows import read_rows
 import lowbit
 from benchmarks import tables
 from lowbit.data import TaskData
+from tests.benchmarks.test_tables import write
 from tests.tiny import options, toy_data
 from tests.zeroshot.runs import RUN
 
@@ -84,31 +85,39 @@ def test_pairs_of_sentences_stay_pairs():
     assert all(isinstance(text, str) for text in zeroshot_quality.training_texts(toy_data()))
 
 
+ROW = {
+    "kind": "final",
+    "model": "minilm",
+    "task": "sst2",
+    "scheme": "w2a8",
+    "method": "zsaq",
+    "generator": "opt",
+    "teacher_dropout": 0.0,
+    "rows": "similar lengths",
+    "options": {},
+    "seed": 1,
+    "teacher_score": 0.9,
+    "score": 0.86,
+    "distance": 0.12345,
+    "gap": 0.5,
+}
+START = ROW | {"method": "rtn", "generator": None, "score": 0.8}
+TRIED = ROW | {"kind": "held-out", "options": {"rho": 0.1, "ratio": 2}}
+
+
 def test_the_table_shows_finals_beside_their_teachers(results):
-    row = {
-        "kind": "final",
-        "model": "minilm",
-        "task": "sst2",
-        "scheme": "w2a8",
-        "method": "zsaq",
-        "generator": "opt",
-        "seed": 1,
-        "teacher_score": 0.9,
-        "score": 0.85,
-        "distance": 0.12345,
-        "gap": 0.5,
-    }
-    rows = [row, row | {"kind": "trial"}, row | {"method": "rtn", "generator": None, "score": 0.8}]
-    (results / "zeroshot_quality.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    lines = tables.TABLES["zeroshot_quality"](results).splitlines()[2:]
-    assert lines == [
-        "| minilm | sst2 | w2a8 | zsaq | opt | 1 | 90.0 | 85.0 | 0.1235 | 0.500 |",
-        "| minilm | sst2 | w2a8 | rtn | – | 1 | 90.0 | 80.0 | 0.1235 | 0.500 |",
+    """Seeds are one line, of which the mean says how much of the gap is closed; a start of another teacher is none."""
+    other = START | {"teacher_dropout": 0.1, "score": 0.5}
+    write(results / "zeroshot_quality.jsonl", [ROW, ROW | {"seed": 2, "score": 0.85}, TRIED, START, other])
+    assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == [
+        "| minilm | sst2 | w2a8 | zsaq | opt | – | 90.0 | 85.5 ± 0.7 (n=2) | 55 % | 0.123 | 0.500 |",
+        "| minilm | sst2 | w2a8 | rtn | – | – | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
+        "| minilm | sst2 | w2a8 | rtn | – | – | 90.0 | 50.0 (n=1) | – | 0.123 | 0.500 |",
     ]
-    tried = row | {"kind": "held-out", "options": {"rho": 0.1, "ratio": 2}}
-    with (results / "zeroshot_quality.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(tried) + "\n")
+
+
+def test_the_table_of_held_out_runs_says_what_was_changed(results):
+    write(results / "zeroshot_quality.jsonl", [ROW, TRIED])
     assert tables.TABLES["zeroshot_held_out"](results).splitlines()[2:] == [
-        "| minilm | sst2 | w2a8 | zsaq | opt | rho 0.1, ratio 2 | 90.0 | 85.0 | 0.1235 | 0.500 |"
+        "| minilm | sst2 | w2a8 | zsaq | opt | rho 0.1, ratio 2 | similar lengths | 90.0 | 86.0 | 0.1235 | 0.500 |"
     ]
-    assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == lines

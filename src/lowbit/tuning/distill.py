@@ -19,9 +19,9 @@ def label_loss(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Te
 
 
 def distillation(teacher: PreTrainedModel) -> Loss:
-    """The labels' loss plus the distances to the logits and to the last hidden states of a frozen ``teacher``.
+    """The labels' loss plus the distances to the logits and to the hidden states of a frozen ``teacher``.
 
-    Source: TernaryBERT (Zhang et al. 2020, arXiv 2009.12812), with the last layer standing for all of them.
+    Source: TernaryBERT (Zhang et al. 2020, arXiv 2009.12812).
     """
     teacher.eval().requires_grad_(False)
 

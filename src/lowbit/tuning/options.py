@@ -36,7 +36,7 @@ class TuneOptions:
     many parts each process works through its share of them, which saves memory. ``hold_out``: this part of the training
     rows is not trained on but evaluated after each epoch, and the values with the lowest loss are kept; ``patience``:
     stop after so many evaluations without a lower one. ``teacher``: folder of a float model fine-tuned for the task,
-    whose logits and last hidden states are learned along with the labels.
+    whose logits and hidden states are learned along with the labels.
 
     What is trained: ``norms``, ``biases`` and step sizes (``scales``; None: of up to 4 bits) along with the
     outliers. ``budget``: at most this share of the weights of the block linears, counting everything but the head;

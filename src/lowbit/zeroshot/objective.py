@@ -33,7 +33,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class OutputObjective:
-    """The distance of logits and last hidden states, :func:`lowbit.losses.output_distance`."""
+    """The distance of logits and hidden states, :func:`lowbit.losses.output_distance`."""
 
     teacher: PreTrainedModel
     temperature: float

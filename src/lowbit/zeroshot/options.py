@@ -30,7 +30,7 @@ class ZeroShotOptions:
 
     Student: ``learning_rate`` of the weights; step sizes have theirs by proportion. ``warmup`` and ``schedule`` as in
     ``tune``. The loss is the distance between the logits of student and teacher at ``temperature``, and ``hidden``
-    times that between their last hidden states. SAM perturbs the quantized ``weight``, or the ``latent`` one, within a
+    times that between their hidden states. SAM perturbs the quantized ``weight``, or the ``latent`` one, within a
     ball of radius ``rho``; ``relative``, ``adaptive`` and ``per_tensor`` as in :class:`lowbit.zeroshot.Ball`.
 
     Generator: it moves after every ``ratio`` steps of the student, at ``generator_rate``, up the same loss plus
