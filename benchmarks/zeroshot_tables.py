@@ -1,42 +1,91 @@
 """Tables of zero-shot quantization."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from markup import MISSING, markdown, newest, show, step_cost, table
+from quality_tables import spread
 from rows import Row, read_rows
+
+_LINE = ("model", "task", "scheme", "method", "generator", "changed", "teacher_dropout", "rows")
 
 
 @table("zeroshot_quality")
 def zeroshot_quality(results: Path) -> str:
-    """One line per result: score on dev, that of its teacher, how far their logits are apart, and the last loss."""
-    rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "final"]
-    kept = newest(rows, "model", "task", "scheme", "method", "generator", "seed")
-    lines = [_line(row, str(row["seed"])) for row in kept]
-    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Seed", "Teacher", "Score", "Distance", "Gap"]
-    return markdown(headings, lines, text_columns=5)
+    """One line per method: score on dev, the part of the gap to the teacher that it closes, divergence, last loss."""
+    kept = newest(_rows(results, "final"), *_LINE, "seed")
+    lines = []
+    for line in dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept):
+        own = [row for row in kept if tuple(row[name] for name in _LINE) == line]
+        starts = [row for row in kept if row["method"] == "rtn" and _same(row, own[0], ("task", "scheme", *_LINE[-2:]))]
+        lines.append(
+            [
+                *_of_method(own[0]),
+                f"{100 * own[0]['teacher_score']:.1f}",
+                spread(100 * row["score"] for row in own),
+                _recovered(own, starts) if starts and own[0]["method"] != "rtn" else MISSING,
+                *(f"{statistics.fmean(row[name] for row in own):.3f}" for name in ("distance", "gap")),
+            ]
+        )
+    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Teacher", "Score", "Recovered"]
+    return markdown([*headings, "Distance", "Gap"], lines, text_columns=6)
+
+
+def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
+    """How much of the way from the start's score to the teacher's the mean score is."""
+    start, teacher = starts[0]["score"], own[0]["teacher_score"]
+    return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
+
+
+def _same(row: Row, other: Row, names: Sequence[str]) -> bool:
+    return all(row[name] == other[name] for name in names)
+
+
+def _rows(results: Path, kind: str) -> list[Row]:
+    """Rows of a kind; ``changed`` are the options that are not as by default."""
+    return [
+        row | {"changed": ", ".join(f"{name} {value}" for name, value in row["options"].items()) or MISSING}
+        for row in read_rows(results / "zeroshot_quality.jsonl")
+        if row["kind"] == kind
+    ]
 
 
 @table("zeroshot_held_out")
 def zeroshot_held_out(results: Path) -> str:
     """One line per run that was scored on training rows: what was changed, and what came of it."""
-    rows = [row for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == "held-out"]
-    changes = [", ".join(f"{name} {value}" for name, value in row["options"].items()) for row in rows]
-    lines = [_line(row, changed or MISSING) for row, changed in zip(rows, changes, strict=True)]
-    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Teacher", "Score", "Distance", "Gap"]
-    return markdown(headings, lines, text_columns=6)
-
-
-def _line(row: Row, of_run: str) -> list[str]:
-    """What was quantized and how, what tells the run from others, and what came of it."""
-    return [
-        *(show(row, name) for name in ("model", "task", "scheme", "method")),
-        row["generator"] or MISSING,
-        of_run,
-        *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
-        show(row, "distance", "{:.4f}"),
-        show(row, "gap", "{:.3f}"),
+    lines = [
+        [
+            *_of_method(row),
+            row["rows"],
+            *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
+            show(row, "distance", "{:.4f}"),
+            show(row, "gap", "{:.3f}"),
+        ]
+        for row in _rows(results, "held-out")
     ]
+    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Rows of a batch"]
+    return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=7)
+
+
+def _of_method(row: Row) -> list[str]:
+    """What was quantized and how."""
+    named = [show(row, name) for name in ("model", "task", "scheme", "method")]
+    return [*named, row["generator"] or MISSING, row["changed"]]
+
+
+@table("zeroshot_backbone")
+def zeroshot_backbone(results: Path) -> str:
+    """One line per backbone: its scores when tuned for each task, and their mean."""
+    rows = newest(read_rows(results / "zeroshot_backbone.jsonl"), "model", "scheme", "backbone", "task", "seed")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = []
+    for line in dict.fromkeys((row["model"], row["scheme"], row["backbone"], row["generator"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["scheme"], row["backbone"], row["generator"]) == line]
+        scores = [[100 * row["score"] for row in own if row["task"] == task] for task in tasks]
+        mean = f"{statistics.fmean(map(statistics.fmean, scores)):.1f}" if all(scores) else MISSING
+        lines.append([*(str(name or MISSING) for name in line), *map(spread, scores), mean])
+    return markdown(["Model", "Bits", "Backbone", "Generator", *tasks, "Mean"], lines, text_columns=4)
 
 
 @table("zeroshot_cost")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowbit.zeroshot.pieces import ordinary_ids
-from lowbit.zeroshot.writing import Writer
+from lowbit.zeroshot.writing import Writer, _drawn
 from tests.models import tiny_model, tiny_tokenizer
 from tests.tiny import random_states
 
@@ -35,3 +35,12 @@ def test_text_starts_anywhere_and_goes_on_as_the_model_says(arch, class_name):
     places = torch.searchsorted(ids, written[:, 4].contiguous())
     mean = chances.gather(1, places[:, None]).mean()
     assert float(mean) == pytest.approx(float(chances.square().sum(1).mean()), abs=0.02)
+
+
+def test_columns_are_drawn_by_their_chances_and_impossible_ones_never():
+    chances = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [1.0, 0, 0, 0, 0, 0]]).repeat(5000, 1)
+    drawn = _drawn(chances, rng()).view(5000, 2)
+    shares = drawn[:, 0].bincount(minlength=6) / 5000
+    torch.testing.assert_close(shares, chances[0], atol=0.02, rtol=0)
+    assert shares[[0, 2, 5]].eq(0).all()
+    assert drawn[:, 1].eq(0).all()

@@ -37,7 +37,15 @@ class Writer:
 
     @torch.no_grad()
     def write(self, rows: int, length: int, rng: torch.Generator, scores: Scores) -> torch.Tensor:
-        """Ids int64 [rows, length] on the CPU; ``scores`` makes [rows, tokens, vocabulary] of the model's output."""
+        """Ids int64 [rows, length] on the CPU; ``scores`` makes [rows, tokens, vocabulary] of the model's output.
+
+        Without autocast, which would remember weights that it has cast here, where they need no gradient, for a forward
+        pass that does; and casting takes longer than the few products of one place.
+        """
+        with torch.autocast(self._model.device.type, enabled=False):
+            return self._written(rows, length, rng, scores)
+
+    def _written(self, rows: int, length: int, rng: torch.Generator, scores: Scores) -> torch.Tensor:
         device = self._model.device
         ids = self._ids.to(device)
         drawn = self._ids[torch.randint(self._ids.numel(), (rows, 1), generator=rng)]
@@ -50,10 +58,14 @@ class Writer:
             mask = torch.ones(rows, seen, dtype=torch.long, device=device)
             output = self._model(input_ids=given, attention_mask=mask, use_cache=True, **cache)
             found = scores(output)[:, -1, ids].float()
-            if place <= _GREEDY:
-                choice = found.argmax(-1, keepdim=True)
-            else:
-                choice = torch.multinomial(found.softmax(-1).cpu(), 1, generator=rng).to(device)
+            choice = found.argmax(-1, keepdim=True) if place <= _GREEDY else _drawn(found.softmax(-1), rng)
             given = ids[choice]
             written.append(given)
         return torch.cat(written, dim=1).cpu()
+
+
+def _drawn(chances: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """A column [rows, 1] by chances [rows, columns]; ``torch.multinomial`` would draw a number for every column."""
+    ends = chances.double().cumsum(-1)
+    points = torch.rand(len(chances), 1, generator=rng, dtype=torch.float64).to(ends) * ends[:, -1:]
+    return torch.searchsorted(ends, points, right=True).clamp_max(chances.shape[1] - 1)
