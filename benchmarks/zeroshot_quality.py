@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "strategy": arguments.strategy,
         "levels": arguments.levels,
         "seed": seed,
-        "options": arguments.options,
+        "options": {name: value for name, value in arguments.options.items() if name in takes},
         "generator": None if generator is None else generator.name,
         "teacher_dropout": DROPOUT,
         "rows": "similar lengths",
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
     data = glue_data(task, arguments.data_dir, train=needs_train, splits=SPLITS.get(task), seed=0)
     recipe = parse_recipe(scheme)
     changed = dataclasses.replace(recipe.scheme, strategy=arguments.strategy, levels=arguments.levels)
-    options = {"pairs": PAIRS.get(task, 0.0), "generator": generator, "seed": seed, **arguments.options}
+    options = {"pairs": PAIRS.get(task, 0.0), "generator": generator, "seed": seed, **row["options"]}
     remove(output)
     result = lowbit.zeroshot(
         teacher,

@@ -54,7 +54,7 @@ class ZeroShotOptions:
     schedule: str = "linear"
     temperature: float = 1.0
     hidden: float = 1.0
-    rho: float = 0.05
+    rho: float = 0.005
     relative: bool = False
     adaptive: bool = False
     per_tensor: bool = False
