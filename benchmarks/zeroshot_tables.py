@@ -45,10 +45,12 @@ def _same(row: Row, other: Row, names: Sequence[str]) -> bool:
 def _rows(results: Path, kind: str) -> list[Row]:
     """Rows of a kind; ``changed`` are the options that are not as by default."""
     return [
-        row | {"changed": ", ".join(f"{name} {value}" for name, value in row["options"].items()) or MISSING}
-        for row in read_rows(results / "zeroshot_quality.jsonl")
-        if row["kind"] == kind
+        row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == kind
     ]
+
+
+def _changed(row: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row["options"].items()) or MISSING
 
 
 @table("zeroshot_held_out")
@@ -72,6 +74,20 @@ def _of_method(row: Row) -> list[str]:
     """What was quantized and how."""
     named = [show(row, name) for name in ("model", "task", "scheme", "method")]
     return [*named, row["generator"] or MISSING, row["changed"]]
+
+
+@table("zeroshot_perplexity")
+def zeroshot_perplexity(results: Path) -> str:
+    """One line per method: perplexity in each width, beside the float model's."""
+    found = [row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")]
+    rows = newest(found, "model", "method", "scheme", "generator", "changed", "seed")
+    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
+    lines = []
+    for line in dict.fromkeys((row["model"], row["method"], row["generator"], row["changed"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["method"], row["generator"], row["changed"]) == line]
+        cells = [spread(row["perplexity"] for row in own if row["scheme"] == scheme) for scheme in schemes]
+        lines.append([*(name or MISSING for name in line), *cells])
+    return markdown(["Model", "Method", "Generator", "Changed", *schemes], lines, text_columns=4)
 
 
 @table("zeroshot_backbone")
