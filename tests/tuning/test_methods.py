@@ -65,6 +65,13 @@ def test_step_sizes_of_few_bits_are_trained(tiny, tmp_path, recipe, expected):
     assert chosen["learning_rates"][-1] == (1e-2 if recipe == "w2o2" else 3e-3)
 
 
+@pytest.mark.parametrize(("method", "positions"), [("random", "backbone"), ("outliers", "random")])
+def test_weights_that_are_no_outliers_move_further(tiny, tmp_path, method, positions):
+    chosen = options(positions=positions)
+    result = lowbit.tune(tiny.backbone("bert"), tmp_path / "out", toy_data(), method=method, options=chosen)
+    assert read_adapter(result.path)[0].options["learning_rates"][-1] == 1e-2
+
+
 def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):
     found = []
     for number, seed in enumerate((0, 0, 1)):

@@ -21,7 +21,7 @@ from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare
 
 # Outliers need a far larger step than whole matrices: 1e-3 moves them too little in a few epochs.
 _LEARNING_RATE = 3e-3
-_COARSE_LEARNING_RATE = 1e-2  # at 2 bits, where there is more to correct
+_FURTHER_LEARNING_RATE = 1e-2  # at 2 bits, where there is more to correct, and for weights that are no outliers
 _REST_LEARNING_RATE = 5e-4
 _SCALE_LEARNING_RATE = 1e-4
 _FEW_BITS = 4  # with more, grids are fine enough, and step sizes of int8 layouts could not be switched
@@ -97,8 +97,8 @@ class Outliers(Method):
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
 
     def _default_rate(self) -> float:
-        coarse = self.main == "outliers" and _most_bits(self.model) == 2
-        return _COARSE_LEARNING_RATE if coarse else self.learning_rate
+        further = _most_bits(self.model) == 2 or self.options.positions == "random"
+        return _FURTHER_LEARNING_RATE if further and self.main == "outliers" else self.learning_rate
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the adapter; positions other than the backbone's go with the values."""
