@@ -47,7 +47,7 @@ def test_hidden_states_by_hand():
     torch.testing.assert_close(hidden_distance(1.1 * teacher, teacher, mask), torch.tensor(0.01))
     student = teacher.clone()
     student[0, 0, 0] += 3
-    kept = teacher[mask.bool()].square().sum()
+    kept = 2 * teacher[0, :3].square().sum()  # the other row's distance is 0
     torch.testing.assert_close(hidden_distance(student, teacher, mask), 9 / kept)
 
 
@@ -98,8 +98,12 @@ def test_outputs_without_a_head_are_compared_by_the_states_of_all_layers():
 def test_logits_of_texts_and_of_tokens_are_compared():
     for shape in ((2, 5), (2, 3, 5)):
         student, teacher = outputs(seed=0, logits=shape), outputs(seed=1, logits=shape)
-        kept = (slice(None),) if len(shape) == 2 else (MASK.bool(),)
-        expected = logit_distance(student.logits[kept], teacher.logits[kept], 2.0)
+        rows = [logit_distance(student.logits[row], teacher.logits[row], 2.0) for row in ([0], [1])]
+        if len(shape) == 3:  # the second text has one token
+            rows = [
+                logit_distance(student.logits[row, :n], teacher.logits[row, :n], 2.0) for row, n in ((0, 3), (1, 1))
+            ]
+        expected = torch.stack(rows).mean()
         found = output_distance(student, teacher, MASK, temperature=2.0, hidden=0.0)
         torch.testing.assert_close(found, expected)
         if len(shape) == 3:  # what is said of padding does not count
@@ -132,3 +136,18 @@ def test_both_stacks_are_compared_by_their_states(logits):
     assert output_distance(student, teacher, mask, hidden=2.0).item() == pytest.approx(0.01, rel=1e-4)
     student.encoder_hidden_states, student.decoder_hidden_states = (0, 1.2 * encoder), (0, decoder)
     assert output_distance(student, teacher, mask).item() == pytest.approx(0.02, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 6, 5), (4, 3, 5)])
+def test_halves_of_a_batch_have_its_distance_as_their_mean(shape):
+    """Whatever the lengths of its rows."""
+    student, teacher = (outputs(4, 6, seed=seed, logits=shape) for seed in (0, 1))
+    mask = (torch.arange(6) < torch.tensor([6, 1, 2, 4])[:, None]).long()
+
+    def half(output, part):
+        states = tuple(layer[part] for layer in output.hidden_states)
+        return SimpleNamespace(hidden_states=states, logits=output.logits[part])
+
+    parts = [slice(2), slice(2, 4)]
+    halves = [output_distance(half(student, part), half(teacher, part), mask[part]) for part in parts]
+    torch.testing.assert_close(torch.stack(halves).mean(), output_distance(student, teacher, mask))

@@ -23,28 +23,33 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.cat(losses)
 
 
-def logit_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def logit_distance(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean over the rows of what a model's logits [rows, outputs] say of its teacher's, a float32 scalar.
 
     Kullback-Leibler divergence in nats times temperature^2 (Hinton et al. 2015, arXiv 1503.02531), which keeps the size
-    of the gradients; squared error where there is one output, as in regression.
+    of the gradients; squared error where there is one output, as in regression. ``weights`` float [rows], which sum to
+    1: how much each row counts, by default all alike.
     """
     student, teacher = student.float(), teacher.float()
     if student.shape[-1] == 1:
-        return F.mse_loss(student, teacher)
-    log_student = F.log_softmax(student / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=-1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+        found = F.mse_loss(student, teacher, reduction="none").squeeze(-1)
+    else:
+        log_student = F.log_softmax(student / temperature, dim=-1)
+        log_teacher = F.log_softmax(teacher / temperature, dim=-1)
+        found = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1) * temperature**2
+    return found.mean() if weights is None else (found * weights).sum()
 
 
 def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Squared error of hidden states [rows, tokens, width] over the teacher's mean square, where ``mask`` is set.
+    """Squared error of hidden states [rows, tokens, width] over the teacher's mean square, the mean over the rows.
 
     ``mask`` [rows, tokens] is 0 at padding. A float32 scalar: 0 for equal states, 1 for states that are all 0.
     """
     weight = mask.to(torch.float32)[..., None]
-    error = ((student.float() - teacher.float()).square() * weight).sum()
-    return error / (teacher.float().square() * weight).sum()
+    errors = ((student.float() - teacher.float()).square() * weight).sum((1, 2))
+    return (errors / (teacher.float().square() * weight).sum((1, 2))).mean()
 
 
 def output_distance(
@@ -52,10 +57,11 @@ def output_distance(
 ) -> torch.Tensor:
     """How far two models' outputs for the same batch are apart: in what they predict, and in what they see.
 
-    The first part is :func:`logit_distance`, where there are logits for each token over the tokens; models without a
-    head have none. The second one, times ``hidden``, is the mean :func:`hidden_distance` of the hidden states over all
-    layers, of the decoder too (TernaryBERT, Zhang et al. 2020, arXiv 2009.12812). ``mask`` [rows, tokens] is 0 at
-    padding, which all leave out. Outputs are transformers' with ``output_hidden_states=True``.
+    The first part is :func:`logit_distance`, where there are logits for each token the mean over the tokens of a row;
+    models without a head have none. The second one, times ``hidden``, is the mean :func:`hidden_distance` of the hidden
+    states over all layers, of the decoder too (TernaryBERT, Zhang et al. 2020, arXiv 2009.12812). ``mask`` [rows,
+    tokens] is 0 at padding, which all leave out. Each row counts alike, so that equal parts of a batch have its
+    distance as their mean. Outputs are transformers' with ``output_hidden_states=True``.
     """
     layers = zip(layer_states(student), layer_states(teacher), strict=True)
     errors = [hidden_distance(ours, theirs, _known(theirs, mask)) for ours, theirs in layers]
@@ -63,7 +69,8 @@ def output_distance(
     for name in ("logits", "start_logits", "end_logits"):
         logits = getattr(teacher, name, None)
         if logits is not None:
-            found = found + logit_distance(*scored_logits(getattr(student, name), logits, mask), temperature)
+            ours, theirs, weights = scored_logits(getattr(student, name), logits, mask)
+            found = found + logit_distance(ours, theirs, temperature, weights)
     return found
 
 
@@ -89,11 +96,15 @@ def _known(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def scored_logits(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both models' logits as [n, outputs]: a row per text, or per token that is no padding."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Both models' logits as [n, outputs], one for each text or for each token that is no padding.
+
+    Then also the weights [n] with which every text counts alike; None where all of them are the same.
+    """
     if teacher.dim() == 2:
-        return student, teacher
+        return student, teacher, None
     if teacher.shape[:2] != mask.shape:  # of a decoder with inputs of its own
-        return student.flatten(0, 1), teacher.flatten(0, 1)
+        return student.flatten(0, 1), teacher.flatten(0, 1), None
     kept = mask.bool()
-    return student[kept], teacher[kept]
+    weights = (mask / mask.sum(1, keepdim=True) / len(mask))[kept]
+    return student[kept], teacher[kept], weights

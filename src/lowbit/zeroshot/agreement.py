@@ -36,10 +36,10 @@ def agreement(
             found = {"hidden": float(hidden_distance(last_states(said), last_states(wanted), mask)) * len(mask)}
             texts += len(mask)
             if getattr(wanted, "logits", None) is not None:
-                pair = scored_logits(said.logits, wanted.logits, mask)
-                found["divergence"] = float(logit_distance(*pair)) * len(pair[0])
-                found["same"] = float((pair[0].argmax(-1) == pair[1].argmax(-1)).sum())
-                rows += len(pair[0])
+                ours, theirs, _ = scored_logits(said.logits, wanted.logits, mask)
+                found["divergence"] = float(logit_distance(ours, theirs)) * len(ours)
+                found["same"] = float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+                rows += len(ours)
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
     if not texts:
         raise DataError("there is no text to compare the models on; give at least one batch")
