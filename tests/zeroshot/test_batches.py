@@ -109,6 +109,29 @@ def test_pairs_have_separators_and_segments():
         assert kinds.tolist() == [0] * (first + 1) + [1] * (len(row) - first - 1) + [0] * (len(kinds) - len(row))
 
 
+def test_second_texts_repeat_the_first_ones_in_part():
+    """In their places, from none of the tokens to all of them; the others are new."""
+    _, _, source = source_for("bert", "BertModel", lengths=(8, 12), pairs=1.0)
+    layout = source.template.draw(400, rng())
+    shares = []
+    for places, segments in zip(layout.places, layout.segments, strict=True):
+        first, second = (places[(places >= 0) & (segments == text)].tolist() for text in (0, 1))
+        assert first == list(range(len(first)))
+        repeats = [place < len(first) for place in second]
+        expected = [j if repeat else len(first) + j for j, repeat in enumerate(repeats)]
+        assert second == expected
+        room = min(len(first), len(second))
+        assert not any(repeats[room:])
+        if room >= 3:
+            shares.append(sum(repeats) / room)
+    assert min(shares) == 0
+    assert max(shares) == 1
+    assert abs(sum(shares) / len(shares) - 0.5) < 0.07
+    batch = source(8, rng())
+    for ids, places in zip(batch.inputs["input_ids"], source.template.draw(8, rng()).places, strict=True):
+        assert all(len(ids[places == place].unique()) == 1 for place in places[places >= 0].unique())
+
+
 def test_the_share_of_pairs():
     _, tokenizer, source = source_for("roberta", "RobertaModel", lengths=(2, 9), pairs=0.3)
     rows = rows_of(source(1000, rng()))

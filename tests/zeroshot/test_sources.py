@@ -8,7 +8,7 @@ from lowbit.errors import DataError
 from lowbit.zeroshot.methods import METHODS, make_source
 from lowbit.zeroshot.sources import GaussianEmbeddings, GeneratorSource, RandomTokens
 from lowbit.zeroshot.student import forward, load_teacher
-from lowbit.zeroshot.texts import RealTexts, SampledTexts
+from lowbit.zeroshot.texts import RealTexts, SampledTexts, _parted
 from tests.models import tiny_model, tiny_tokenizer
 from tests.tiny import random_states
 from tests.zeroshot.runs import TEXTS, chosen
@@ -105,6 +105,25 @@ def test_sampled_text_is_spelled_in_the_tokens_of_the_target(tiny):
     rows = ids_of(source.draw(8, rng()))
     assert rows[:, 0].eq(2).all()
     assert not rows.eq(1).any()  # no unknown word: both vocabularies have the same
+
+
+def test_halves_of_a_text_share_words_where_they_are_repeats():
+    assert _parted("a b c d e", [True, False]) == ("a b", "a d e")
+    assert _parted("a b c d", [False, False, True]) == ("a b", "c d")
+    assert _parted("a", [False]) == ("a", "a")
+
+
+def test_sampled_pairs_repeat_words(tiny):
+    teacher = load_teacher(tiny.model("bert"))
+    options = chosen(generator=tiny.model("opt"), pairs=1.0, lengths=(8, 8))
+    batch = SampledTexts(teacher.model, teacher.tokenizer, options).draw(60, rng())
+    shares = []
+    for ids, kinds in zip(ids_of(batch), batch.inputs["token_type_ids"], strict=True):
+        first, second = ids[kinds == 0].tolist()[1:-1], ids[kinds == 1].tolist()[:-1]
+        if len(first) == len(second):
+            shares.append(sum(a == b for a, b in zip(first, second, strict=True)) / len(first))
+    assert len(shares) > 20
+    assert 0.35 < sum(shares) / len(shares) < 0.75
 
 
 def test_real_texts_are_rows_as_they_are():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from lowbit.zeroshot.generator import StateGenerator
 
 _ORDINARY = -1  # stands in a template for a place that the generator fills
 _LENGTHS = (4, 48)  # shortest and longest row, special tokens not counted
+_NO_PLACE = -1  # of special tokens and padding
 _BANDS = 4  # of lengths; rows of one band have half as much padding as rows of all lengths
 
 
@@ -54,6 +57,14 @@ class GeneratedBatch:
         return GeneratedBatch({name: tensor[rows] for name, tensor in self.inputs.items()}, mixture)
 
 
+class _Token(NamedTuple):
+    """An id or ``_ORDINARY``, the segment, and which state of the row the token is made of."""
+
+    id: int
+    segment: int
+    place: int
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Rows whose special tokens, segments and padding are set and whose ordinary tokens are to be filled in.
@@ -78,8 +89,9 @@ class Template:
 
     ``lengths`` bounds the ordinary tokens of a row, cut to what the model takes; their logarithm is drawn evenly, as
     short texts are the more frequent ones, and rows of one batch are of similar lengths. ``pairs`` is the chance of a
-    row to be a pair of texts, parted anywhere. Lengths or chances that cannot be raise :class:`SchemeError`, a
-    tokenizer without a padding token DataError.
+    row to be a pair of texts, parted anywhere. The second one repeats a part of the first one's tokens, from none to
+    all, as texts that are to be compared do. Lengths or chances that cannot be raise :class:`SchemeError`, a tokenizer
+    without a padding token DataError.
     """
 
     def __init__(
@@ -114,7 +126,8 @@ class Template:
         pairs, parts = torch.rand(2, rows, generator=rng, device=rng.device).tolist()
         if self._decoder_start is not None:  # their classifiers ask for equally many ends in all rows of a batch
             pairs = pairs[:1] * rows
-        return _laid_out([self._row(*row) for row in zip(lengths, pairs, parts, strict=True)], self._pad)
+        repeats = repeated(rows, self._lengths[1], rng)
+        return _laid_out([self._row(*row) for row in zip(lengths, pairs, parts, repeats, strict=True)], self._pad)
 
     def fill(self, layout: Layout, ids: torch.Tensor, weights: torch.Tensor) -> GeneratedBatch:
         """The batch of a layout whose ordinary tokens are mixtures [rows, length, k], in their order."""
@@ -129,14 +142,17 @@ class Template:
             inputs["decoder_input_ids"] = read_later(input_ids, self._decoder_start)
         return GeneratedBatch(inputs, mixture)
 
-    def _row(self, length_chance: float, pair_chance: float, part_chance: float) -> list[tuple[int, int]]:
-        """Ids and segments of one row; ``_ORDINARY`` stands for ids to come."""
+    def _row(
+        self, length_chance: float, pair_chance: float, part_chance: float, repeats: Sequence[bool]
+    ) -> list[_Token]:
+        """The tokens of one row; which of them are ``repeats`` of the first text counts in the second one."""
         low, high = self._lengths
         length = spread_length(low, high, length_chance)
         if pair_chance >= self._pairs:
-            return _spelled(self._single, [length])
+            return _spelled(self._single, [list(range(length))])
         first = 1 + math.floor(part_chance * (length - 1))
-        return _spelled(self._pair, [first, length - first])
+        second = [j if j < first and repeats[j] else first + j for j in range(length - first)]
+        return _spelled(self._pair, [list(range(first)), second])
 
 
 class BatchSource(nn.Module):
@@ -158,6 +174,13 @@ def length_chances(rows: int, rng: torch.Generator) -> list[float]:
     chances = torch.rand(rows + 1, generator=rng, device=rng.device).tolist()
     band = math.floor(_BANDS * chances.pop())
     return [(band + chance) / _BANDS for chance in chances]
+
+
+def repeated(rows: int, length: int, rng: torch.Generator) -> list[list[bool]]:
+    """Which of so many tokens are repeats: in each row a share of them that is drawn evenly from 0 to 1."""
+    shares = torch.rand(rows, 1, generator=rng, device=rng.device)
+    found: list[list[bool]] = (torch.rand(rows, length, generator=rng, device=rng.device) < shares).tolist()
+    return found
 
 
 def spread_length(low: int, high: int, chance: float) -> int:
@@ -186,24 +209,21 @@ def _template(tokenizer: PreTrainedTokenizerBase, *words: str) -> list[tuple[int
     return template
 
 
-def _spelled(template: list[tuple[int, int]], lengths: list[int]) -> list[tuple[int, int]]:
-    """The template with as many ordinary places for each text as it is long."""
-    left = iter(lengths)
-    return [place for place in template for _ in range(next(left) if place[0] == _ORDINARY else 1)]
+def _spelled(template: list[tuple[int, int]], texts: list[list[int]]) -> list[_Token]:
+    """The template with the places of each text's tokens where it has one ordinary place."""
+    left = iter(texts)
+    return [
+        _Token(index, segment, place)
+        for index, segment in template
+        for place in (next(left) if index == _ORDINARY else [_NO_PLACE])
+    ]
 
 
-def _laid_out(rows: list[list[tuple[int, int]]], pad: int) -> Layout:
+def _laid_out(rows: list[list[_Token]], pad: int) -> Layout:
     width = max(map(len, rows))
-    shape = (len(rows), width)
-    ids, places = torch.full(shape, pad), torch.full(shape, -1)
-    segments, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    for index, row in enumerate(rows):
-        row_ids, row_segments = torch.tensor(row).unbind(1)
-        ordinary = row_ids == _ORDINARY
-        ids[index, : len(row)] = row_ids
-        places[index, : len(row)] = torch.where(ordinary, ordinary.cumsum(0) - 1, -1)
-        segments[index, : len(row)] = row_segments
-        mask[index, : len(row)] = 1
+    filled = [[*row, *[_Token(pad, 0, _NO_PLACE)] * (width - len(row))] for row in rows]
+    ids, segments, places = torch.tensor(filled).unbind(-1)
+    mask = (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
     return Layout(ids, places, segments, mask)
 
 

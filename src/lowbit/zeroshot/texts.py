@@ -16,7 +16,7 @@ from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, SchemeError
 from lowbit.hf import is_causal, language_kind
 from lowbit.loop import model_digest
-from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, length_chances, read_later, spread_length
+from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, length_chances, read_later, repeated, spread_length
 from lowbit.zeroshot.options import ZeroShotOptions
 from lowbit.zeroshot.writing import Writer
 
@@ -86,7 +86,10 @@ class SampledTexts:
         texts = [text for text in self._tokenizer.batch_decode(cut) if text.strip()]
         if not texts:
             raise DataError("the language model writes blanks only; give another generator")
-        return self._encode([_parted(text) for text in texts] if parted else texts)
+        if not parted:
+            return self._encode(texts)
+        repeats = repeated(len(texts), max(lengths), rng)
+        return self._encode([_parted(*pair) for pair in zip(texts, repeats, strict=True)])
 
     def players(self) -> list[nn.Parameter]:
         """Nothing."""
@@ -130,8 +133,10 @@ class _Encoder:
         return GeneratedBatch(inputs)
 
 
-def _parted(text: str) -> tuple[str, str]:
-    """A text in two halves of as many words."""
+def _parted(text: str, repeats: Sequence[bool]) -> tuple[str, str]:
+    """A text in two halves of as many words; the second one has the first one's where it ``repeats`` them."""
     words = text.split()
     middle = len(words) // 2 or 1
-    return " ".join(words[:middle]), " ".join(words[middle:]) or words[0]
+    first, second = words[:middle], words[middle:] or words[:1]
+    second = [first[place] if place < middle and repeats[place] else word for place, word in enumerate(second)]
+    return " ".join(first), " ".join(second)
