@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lowbit.errors import SchemeError, UnsupportedModelError
 from lowbit.zeroshot import LanguageModelGenerator, TransformerGenerator, aligned_adaptation, random_adaptation
-from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing
+from lowbit.zeroshot.adaptation import FeatureAdaptation, Mixing, _put_first
 from lowbit.zeroshot.generator import States
 from lowbit.zeroshot.pieces import ordinary_ids
 from tests.models import WORDS, tiny_model, tiny_tokenizer
@@ -80,18 +80,15 @@ def test_what_was_written_is_the_best_row_where_the_target_has_it():
     rows = torch.tensor([-1, 0, 2, 3])  # of the generator's tokens; its first one is none of the target's
     tokens = torch.tensor([[0, 1, 2, 3]]).expand(50, 4)
     states = States(torch.ones(50, 4, 1).requires_grad_(True), tokens)
-    adaptation = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=3), rows=rows)
-    unwritten = FeatureAdaptation(torch.tensor([4, 5, 7, 9]), keys, torch.eye(1), Mixing(candidates=3))
-    ids, weights = adaptation(states, rng())
+    ordinary, mixing = torch.tensor([4, 5, 7, 9]), Mixing(candidates=3, strays=0.0)
+    adaptation = FeatureAdaptation(ordinary, keys, torch.eye(1), mixing, rows=rows)
+    unwritten = FeatureAdaptation(ordinary, keys, torch.eye(1), mixing)
+    ids, weights = adaptation(states, rng(1))
     assert ids[:, 1:, 0].unique(dim=0).tolist() == [[4, 7, 9]]
     assert weights[..., 0].eq(1).all()
     assert all(len(set(row)) == 3 for row in ids.flatten(0, 1).tolist())
-    before, _ = unwritten(states, rng())
-    assert torch.equal(ids[:, 0], before[:, 0])
-    there = (before == ids[..., :1]).any(-1)
-    assert 0.1 < there.float().mean() < 0.9 or there.all()
-    assert torch.equal(ids[there].sort().values, before[there].sort().values)
-    assert torch.equal(ids[~there][:, 1:], before[~there][:, 1:])
+    before, _ = unwritten(states, rng(1))
+    assert before[:, 1:, 0].unique().numel() == 4
     with torch.no_grad():
         best, ones = adaptation(states, rng())
     assert best.shape == ones.shape == (50, 4, 1)
@@ -99,6 +96,27 @@ def test_what_was_written_is_the_best_row_where_the_target_has_it():
     assert ones.eq(1).all()
     (weights * torch.arange(3)).sum().backward()
     assert states.values.grad.ne(0).all()
+
+
+def test_what_is_written_first_changes_places_with_the_best_row():
+    places = torch.tensor([[[3, 1, 2], [3, 1, 2], [3, 1, 2], [3, 1, 2]]])
+    given = torch.tensor([[-1, 3, 2, 0]])
+    assert _put_first(places, given).tolist() == [[[3, 1, 2], [3, 1, 2], [2, 1, 3], [0, 1, 2]]]
+
+
+def test_strays_are_rows_of_the_whole_table():
+    """In each text another share of them, from none up to the largest one."""
+    keys = torch.zeros(1000, 1)
+    rows, tokens = torch.tensor([7]), torch.zeros(200, 40, dtype=torch.long)
+    for strays in (0.5, 1.0):
+        mixing = Mixing(candidates=2, strays=strays)
+        adaptation = FeatureAdaptation(torch.arange(1000), keys, torch.eye(1), mixing, rows=rows)
+        ids, _ = adaptation(States(torch.ones(200, 40, 1), tokens), rng())
+        shares = (ids[..., 0] != 7).float().mean(1)
+        assert shares.min() < 0.1
+        assert strays - 0.15 < shares.max() < min(1.01, strays + 0.2)
+        assert abs(shares.mean() - strays / 2) < 0.05
+        assert len(ids[..., 0].unique()) > 800
 
 
 def test_a_hard_choice_is_one_row_with_the_gradients_of_the_mixture(language_model):
@@ -169,6 +187,8 @@ def test_bad_options_are_refused(language_model):
     for changes in ({"candidates": 0}, {"temperature": 0}, {"temperature": float("nan")}):
         with pytest.raises(SchemeError, match="must be positive"):
             Mixing(**changes)
+    with pytest.raises(SchemeError, match=r"a share of 1\.5 strays"):
+        Mixing(strays=1.5)
 
 
 def test_a_generator_of_another_language_is_refused(language_model):

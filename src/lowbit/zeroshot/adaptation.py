@@ -22,16 +22,20 @@ _CHUNK = 1024  # positions whose scores over the whole vocabulary are held at on
 
 @dataclass(frozen=True)
 class Mixing:
-    """How many rows a mixture has, how sharp it is, and whether only its largest row counts in the forward pass.
+    """How many rows a mixture has, how sharp it is, and whether only its first row counts in the forward pass.
 
-    Fewer than 1 candidate, or a temperature that is not positive, raises :class:`SchemeError`.
+    ``strays``: of what a language model writes, the largest share of a text that are rows drawn evenly instead. Fewer
+    than 1 candidate, a temperature that is not positive or a share beyond 0 to 1 raises :class:`SchemeError`.
     """
 
     candidates: int = 16
     temperature: float = 1.0
     hard: bool = True
+    strays: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.strays <= 1:
+            raise SchemeError(f"a share of {self.strays} strays; use 0 to 1")
         if self.candidates < 1 or not self.temperature > 0:
             raise SchemeError(f"{self.candidates} candidates at temperature {self.temperature}; both must be positive")
 
@@ -45,7 +49,9 @@ class FeatureAdaptation(nn.Module):
     A row's score is the product of its key with the mapped state. Gumbel noise is added to the scores, so that the best
     row is drawn as the softmax of the scores says (arXiv 1611.01144, here of the 256 best scores), and the
     best candidates are mixed by a softmax at the temperature of ``mixing``. Where the state led to a token of the
-    generator's that is a row of the target's, too, that row takes the place of the best one. A hard mixture is its best
+    generator's that is a row of the target's, too, that row takes the place of the best one; and in each text a share
+    of the tokens, drawn evenly up to the ``strays`` of ``mixing``, are rows that are drawn evenly from the whole table,
+    most of which a language model alone would never use. A hard mixture is its best
     row alone, exactly a row of the table, with the gradients of the soft one.
 
     ``ids`` int64 [n], ``keys`` float [n, inner], ``start`` float [inner, width of the states]: the map at first.
@@ -84,26 +90,33 @@ class FeatureAdaptation(nn.Module):
         """
         queries = self.map(states.values)
         if self.mixing.hard and not queries.requires_grad:
-            places = self._best(queries.flatten(0, 1), self._written(states).flatten(), rng).view(*queries.shape[:2], 1)
+            places = self._best(queries.flatten(0, 1), self._given(states, rng).flatten(), rng).view(
+                *queries.shape[:2], 1
+            )
             return self.ids[places], torch.ones(places.shape, device=places.device)
+        given = self._given(states, rng)
         places, noise = self._drawn(queries.flatten(0, 1), rng)
         places, noise = (found.view(*queries.shape[:2], -1) for found in (places, noise))
-        places = _put_first(places, self._written(states))
+        places = _put_first(places, given)
         scores = (self.keys[places] @ queries[..., None]).squeeze(-1)
         weights = torch.softmax((scores + noise) / self.mixing.temperature, dim=-1)
         return self.ids[places], straight_through(weights) if self.mixing.hard else weights
 
-    def _written(self, states: States) -> torch.Tensor:
-        """The place of the key of the row that was written, int64 [rows, tokens], -1 where none was."""
+    def _given(self, states: States, rng: torch.Generator) -> torch.Tensor:
+        """The place of the key of the row that is set, int64 [rows, tokens], -1 where none is."""
+        rows, tokens = states.values.shape[:2]
         if self.rows is None or states.tokens is None:
-            return torch.full(states.values.shape[:2], -1, device=self.ids.device)
-        return self.rows[states.tokens]
+            return torch.full((rows, tokens), -1, device=self.ids.device)
+        shares = self.mixing.strays * torch.rand(rows, 1, generator=rng, device=rng.device)
+        strays = torch.rand(rows, tokens, generator=rng, device=rng.device) < shares
+        drawn = torch.randint(self.ids.numel(), (rows, tokens), generator=rng, device=rng.device)
+        return torch.where(strays.to(self.ids.device), drawn.to(self.ids.device), self.rows[states.tokens])
 
-    def _best(self, queries: torch.Tensor, written: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def _best(self, queries: torch.Tensor, given: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """The place of the best key for each of the queries [n, inner], int64 [n]."""
-        places = written.clone()
-        drawn, _ = self._drawn(queries[written < 0], rng)
-        places[written < 0] = drawn[:, 0]
+        places = given.clone()
+        drawn, _ = self._drawn(queries[given < 0], rng)
+        places[given < 0] = drawn[:, 0]
         return places
 
     @torch.no_grad()
@@ -118,11 +131,11 @@ class FeatureAdaptation(nn.Module):
         return places.gather(-1, chosen), noise.gather(-1, chosen)
 
 
-def _put_first(places: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """Places [rows, tokens, candidates] with what was written first, and each of them once."""
-    known = written[..., None] >= 0
-    elsewhere = torch.where(places == written[..., None], places[..., :1], places)  # they change places
-    first = torch.where(known, written[..., None], places[..., :1])
+def _put_first(places: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """Places [rows, tokens, candidates] with those that are given first, and each of them once."""
+    known = given[..., None] >= 0
+    elsewhere = torch.where(places == given[..., None], places[..., :1], places)  # they change places
+    first = torch.where(known, given[..., None], places[..., :1])
     return torch.cat([first, torch.where(known, elsewhere, places)[..., 1:]], dim=-1)
 
 
