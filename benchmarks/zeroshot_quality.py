@@ -32,7 +32,9 @@ FILE = RESULTS / "zeroshot_quality.jsonl"
 PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 1.0}  # sentence pairs; others have none
 MAX_LENGTH = 128
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
-KEY += ("teacher_dropout", "rows")
+KEY += ("teacher_dropout", "setting")
+# What has changed since the first rows: which hidden states are compared, what a language model is read for, and pairs.
+SETTING = "all layers; written, with strays; second texts repeat"
 
 
 def main() -> None:
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "options": {name: value for name, value in arguments.options.items() if name in takes},
         "generator": None if generator is None else generator.name,
         "teacher_dropout": DROPOUT,
-        "rows": "similar lengths",
+        "setting": SETTING,
         "precision": "bf16" if use_bf16("auto", default_device()) else "fp32",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

@@ -8,13 +8,17 @@ from markup import MISSING, markdown, newest, show, step_cost, table
 from quality_tables import spread
 from rows import Row, read_rows
 
-_LINE = ("model", "task", "scheme", "method", "generator", "changed", "teacher_dropout", "rows")
+_LINE = ("model", "task", "scheme", "method", "generator", "changed", "teacher_dropout", "setting")
 
 
 @table("zeroshot_quality")
 def zeroshot_quality(results: Path) -> str:
-    """One line per method: score on dev, the part of the gap to the teacher that it closes, divergence, last loss."""
-    kept = newest(_rows(results, "final"), *_LINE, "seed")
+    """One line per method: score on dev, the part of the gap to the teacher that it closes, divergence, last loss.
+
+    In the setting of the last row; what was found in earlier ones is not shown.
+    """
+    rows = _rows(results, "final")
+    kept = newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
     lines = []
     for line in dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept):
         own = [row for row in kept if tuple(row[name] for name in _LINE) == line]
@@ -59,14 +63,14 @@ def zeroshot_held_out(results: Path) -> str:
     lines = [
         [
             *_of_method(row),
-            row["rows"],
+            row["setting"],
             *(f"{100 * row[name]:.1f}" for name in ("teacher_score", "score")),
             show(row, "distance", "{:.4f}"),
             show(row, "gap", "{:.3f}"),
         ]
         for row in _rows(results, "held-out")
     ]
-    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Rows of a batch"]
+    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Setting"]
     return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=7)
 
 
