@@ -8,7 +8,7 @@ from markup import MISSING, markdown, newest, show, step_cost, table
 from quality_tables import spread
 from rows import Row, read_rows
 
-_LINE = ("model", "task", "scheme", "method", "generator", "changed", "teacher_dropout", "setting")
+_LINE = ("model", "task", "scheme", "strategy", "method", "generator", "changed", "teacher_dropout", "setting")
 
 
 @table("zeroshot_quality")
@@ -22,22 +22,25 @@ def zeroshot_quality(results: Path) -> str:
     lines = []
     for line in dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept):
         own = [row for row in kept if tuple(row[name] for name in _LINE) == line]
-        starts = [row for row in kept if row["method"] == "rtn" and _same(row, own[0], ("task", "scheme", *_LINE[-2:]))]
+        alike = ("model", "task", "scheme", *_LINE[-2:])
+        starts = [
+            row for row in kept if (row["method"], row["strategy"]) == ("rtn", "mse") and _same(row, own[0], alike)
+        ]
         lines.append(
             [
                 *_of_method(own[0]),
                 f"{100 * own[0]['teacher_score']:.1f}",
                 spread(100 * row["score"] for row in own),
-                _recovered(own, starts) if starts and own[0]["method"] != "rtn" else MISSING,
+                _recovered(own, starts) if starts and own[0] not in starts else MISSING,
                 *(f"{statistics.fmean(row[name] for row in own):.3f}" for name in ("distance", "gap")),
             ]
         )
-    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Teacher", "Score", "Recovered"]
-    return markdown([*headings, "Distance", "Gap"], lines, text_columns=6)
+    headings = ["Model", "Task", "Scheme", "Start", "Method", "Generator", "Changed", "Teacher", "Score", "Recovered"]
+    return markdown([*headings, "Distance", "Gap"], lines, text_columns=7)
 
 
 def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
-    """How much of the way from the start's score to the teacher's the mean score is."""
+    """How much of the way from the score of rounding by mse to the teacher's the mean score is."""
     start, teacher = starts[0]["score"], own[0]["teacher_score"]
     return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
 
@@ -70,13 +73,13 @@ def zeroshot_held_out(results: Path) -> str:
         ]
         for row in _rows(results, "held-out")
     ]
-    headings = ["Model", "Task", "Scheme", "Method", "Generator", "Changed", "Setting"]
-    return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=7)
+    headings = ["Model", "Task", "Scheme", "Start", "Method", "Generator", "Changed", "Setting"]
+    return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=8)
 
 
 def _of_method(row: Row) -> list[str]:
     """What was quantized and how."""
-    named = [show(row, name) for name in ("model", "task", "scheme", "method")]
+    named = [show(row, name) for name in ("model", "task", "scheme", "strategy", "method")]
     return [*named, row["generator"] or MISSING, row["changed"]]
 
 

@@ -90,6 +90,7 @@ ROW = {
     "model": "minilm",
     "task": "sst2",
     "scheme": "w2a8",
+    "strategy": "mse",
     "method": "zsaq",
     "generator": "opt",
     "teacher_dropout": 0.0,
@@ -111,14 +112,14 @@ def test_the_table_shows_finals_beside_their_teachers(results):
     earlier = ROW | {"setting": "before", "score": 0.1}
     write(results / "zeroshot_quality.jsonl", [earlier, ROW, ROW | {"seed": 2, "score": 0.85}, TRIED, START, other])
     assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == [
-        "| minilm | sst2 | w2a8 | zsaq | opt | – | 90.0 | 85.5 ± 0.7 (n=2) | 55 % | 0.123 | 0.500 |",
-        "| minilm | sst2 | w2a8 | rtn | – | – | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
-        "| minilm | sst2 | w2a8 | rtn | – | – | 90.0 | 50.0 (n=1) | – | 0.123 | 0.500 |",
+        "| minilm | sst2 | w2a8 | mse | zsaq | opt | – | 90.0 | 85.5 ± 0.7 (n=2) | 55 % | 0.123 | 0.500 |",
+        "| minilm | sst2 | w2a8 | mse | rtn | – | – | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
+        "| minilm | sst2 | w2a8 | mse | rtn | – | – | 90.0 | 50.0 (n=1) | – | 0.123 | 0.500 |",
     ]
 
 
 def test_the_table_of_held_out_runs_says_what_was_changed(results):
     write(results / "zeroshot_quality.jsonl", [ROW, TRIED])
     assert tables.TABLES["zeroshot_held_out"](results).splitlines()[2:] == [
-        "| minilm | sst2 | w2a8 | zsaq | opt | rho 0.1, ratio 2 | now | 90.0 | 86.0 | 0.1235 | 0.500 |"
+        "| minilm | sst2 | w2a8 | mse | zsaq | opt | rho 0.1, ratio 2 | now | 90.0 | 86.0 | 0.1235 | 0.500 |"
     ]
