@@ -20,7 +20,8 @@ def zeroshot_quality(results: Path) -> str:
     rows = _rows(results, "final")
     kept = newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
     lines = []
-    for line in dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept):
+    groups = dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept)
+    for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3])):
         own = [row for row in kept if tuple(row[name] for name in _LINE) == line]
         alike = ("model", "task", "scheme", *_LINE[-2:])
         starts = [
