@@ -59,14 +59,19 @@ def test_the_loss_is_the_sum_of_three(tiny, arch, class_name):
     logits = [output.logits.log_softmax(-1) for output in outputs]
     divergence = F.kl_div(*logits, reduction="batchmean", log_target=True)
     assert divergence > 1e-4
-    # The encoder's last states of T5, where all of the text is.
-    states = [o.encoder_hidden_states if arch == "t5" else o.hidden_states for o in outputs]
-    kept = inputs["attention_mask"].bool()
-    assert states[0][-1].shape == (2, 9, 32)
-    ours, theirs = (layers[-1][kept] for layers in states)
-    hidden = (ours - theirs).square().sum() / theirs.square().sum()
+    # Of every layer, of both stacks of T5; the decoder reads as many tokens as the encoder.
+    stacks = ("encoder_hidden_states", "decoder_hidden_states") if arch == "t5" else ("hidden_states",)
+    layers = [[states for stack in stacks for states in getattr(output, stack)[1:]] for output in outputs]
+    assert layers[0][-1].shape == (2, 9, 32)
+    hidden = _mean_error(*layers, inputs["attention_mask"].bool())
     assert hidden > 1e-3
     torch.testing.assert_close(found, of_labels + divergence + hidden)
+
+
+def _mean_error(ours, theirs, kept):
+    """The relative squared error of each layer and row where ``kept`` is set, their mean."""
+    pairs = [(a[row][kept[row]], b[row][kept[row]]) for a, b in zip(ours, theirs, strict=True) for row in range(2)]
+    return torch.stack([(a - b).square().sum() / b.square().sum() for a, b in pairs]).mean()
 
 
 def test_a_model_that_is_its_own_teacher_has_the_labels_loss_only(tiny):
@@ -109,8 +114,7 @@ def test_every_token_of_a_language_model_counts(tiny):
         ours, theirs = (model(**inputs, output_hidden_states=True) for model in (student, teacher))
         found = distillation(teacher)(student, inputs)
     logits = [output.logits.log_softmax(-1).view(16, -1) for output in (ours, theirs)]
-    states = [output.hidden_states[-1] for output in (ours, theirs)]
-    hidden = (states[0] - states[1]).square().sum() / states[1].square().sum()
+    hidden = _mean_error(ours.hidden_states[1:], theirs.hidden_states[1:], torch.ones(2, 8, dtype=torch.bool))
     divergence = F.kl_div(*logits, reduction="batchmean", log_target=True)
     torch.testing.assert_close(found, ours.loss + divergence + hidden)
 
