@@ -39,8 +39,7 @@ class Writer:
     def write(self, rows: int, length: int, rng: torch.Generator, scores: Scores) -> torch.Tensor:
         """Ids int64 [rows, length] on the CPU; ``scores`` makes [rows, tokens, vocabulary] of the model's output.
 
-        Without autocast, which would remember weights that it has cast here, where they need no gradient, for a forward
-        pass that does; and casting takes longer than the few products of one place.
+        In the model's own dtype, also under autocast: casting weights gains nothing for the few products of one place.
         """
         with torch.autocast(self._model.device.type, enabled=False):
             return self._written(rows, length, rng, scores)
