@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rows import RESULTS, Row, append, done, read_rows
 from tuning_quality import BATCH_SIZE, CHOSEN, DROPOUT, EPOCHS, FILE, best_rate, remove, task_data
+from zeroshot_quality import taken
 
 import lowbit
 from lowbit.demo import minilm_folder
@@ -49,14 +50,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: float, precision: str) -> None:
     """Tune one backbone for one task, unless its row is there."""
-    takes = METHODS[method].takes
-    chosen = {name: value for name, value in arguments.options.items() if name in takes}
+    chosen = taken(arguments.options, method)
+    generator = taken({"generator": arguments.generator}, method)
     row: Row = {
         "model": arguments.name,
         "scheme": arguments.scheme,
         "backbone": method,
         "options": chosen,
-        "generator": arguments.generator.name if arguments.generator and "generator" in takes else None,
+        "generator": arguments.generator.name if arguments.generator and generator else None,
         "task": task,
         "seed": seed,
         "rate": rate,
@@ -69,7 +70,6 @@ def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: 
     data = task_data(task, arguments.data_dir)
     backbone, output = arguments.work / f"{method}-{arguments.scheme}", arguments.work / "tuned"
     if not backbone.exists():
-        generator = {"generator": arguments.generator} if "generator" in takes else {}
         options = lowbit.ZeroShotOptions(**generator, **chosen)
         lowbit.zeroshot(arguments.model, backbone, f"{arguments.scheme}o0.5", method=method, options=options)
     remove(output)

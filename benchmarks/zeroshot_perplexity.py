@@ -16,6 +16,7 @@ import torch
 from perplexity import WIKIPEDIA, WIKITEXT
 from rows import RESULTS, Row, append, done
 from tuning_quality import remove
+from zeroshot_quality import taken
 
 import lowbit
 from lowbit.checkpoint import measure
@@ -52,13 +53,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> None:
     """Make one row, unless it is there."""
-    takes = frozenset() if method == "float" else METHODS[method].takes
-    generator = (arguments.generator or arguments.model) if "generator" in takes else None
+    given = {"generator": arguments.generator or arguments.model, "seed": seed, **arguments.options}
+    options = {} if method == "float" else taken(given, method)
+    generator = options.get("generator")
     row: Row = {
         "model": arguments.name,
         "scheme": scheme,
         "method": method,
-        "options": {name: value for name, value in arguments.options.items() if name in takes},
+        "options": {name: value for name, value in arguments.options.items() if name in options},
         "generator": None if generator is None else generator.name,
         "seed": seed,
         "text": "WikiText-2 test",
@@ -71,10 +73,9 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
     output = arguments.model if method == "float" else arguments.work / f"{method}-{scheme}-{seed}"
     if method != "float":
         remove(output)
-        given = {"generator": generator, "seed": seed, **row["options"]}
-        options = lowbit.ZeroShotOptions(**{name: value for name, value in given.items() if name in takes})
         texts = paragraphs(arguments.data_dir / "lm" / WIKIPEDIA) if method == "real" else None
-        result = lowbit.zeroshot(arguments.model, output, scheme, method=method, texts=texts, options=options)
+        chosen = lowbit.ZeroShotOptions(**options)
+        result = lowbit.zeroshot(arguments.model, output, scheme, method=method, texts=texts, options=chosen)
         row |= {"start_gap": result.start_gap, "gap": result.gap, "steps": result.steps}
         row |= {"seconds": round(result.seconds, 1), "effective_bits": round(measure(output).effective_bits, 4)}
     found = lowbit.perplexity(output, arguments.data_dir / "lm" / WIKITEXT, window=WINDOW, stride=WINDOW)

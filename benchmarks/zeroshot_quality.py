@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rows import RESULTS, Row, append, done
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "strategy": arguments.strategy,
         "levels": arguments.levels,
         "seed": seed,
-        "options": {name: value for name, value in arguments.options.items() if name in takes},
+        "options": taken(arguments.options, method),
         "generator": None if generator is None else generator.name,
         "teacher_dropout": DROPOUT,
         "setting": SETTING,
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         dataclasses.replace(recipe, scheme=changed),
         method=method,
         texts=training_texts(data) if method == "real" else None,
-        options=lowbit.ZeroShotOptions(**{name: value for name, value in options.items() if name in takes}),
+        options=lowbit.ZeroShotOptions(**taken(options, method)),
     )
     row |= {
         "start_gap": result.start_gap,
@@ -117,6 +118,11 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         data = held_out(data)
     append(FILE, row | ({} if kind == "trial" else on_dev(teacher, output, data)))
     remove(output)
+
+
+def taken(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """Those of the options that a method takes."""
+    return {name: value for name, value in options.items() if name in METHODS[method].takes}
 
 
 def held_out(data: TaskData) -> TaskData:

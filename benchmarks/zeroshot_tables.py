@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from markup import MISSING, markdown, newest, show, step_cost, table
 from quality_tables import spread
 from rows import Row, read_rows
 
 _LINE = ("model", "task", "scheme", "strategy", "method", "generator", "changed", "teacher_dropout", "setting")
+_COMPARED = ("model", "task", "scheme", "teacher_dropout", "setting")  # what a run shares with the start beside it
 
 
 @table("zeroshot_quality")
@@ -20,13 +22,11 @@ def zeroshot_quality(results: Path) -> str:
     rows = _rows(results, "final")
     kept = newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
     lines = []
-    groups = dict.fromkeys(tuple(row[name] for name in _LINE) for row in kept)
+    groups = _grouped(kept, *_LINE)
+    rounded = _grouped([row for row in kept if (row["method"], row["strategy"]) == ("rtn", "mse")], *_COMPARED)
     for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3])):
-        own = [row for row in kept if tuple(row[name] for name in _LINE) == line]
-        alike = ("model", "task", "scheme", *_LINE[-2:])
-        starts = [
-            row for row in kept if (row["method"], row["strategy"]) == ("rtn", "mse") and _same(row, own[0], alike)
-        ]
+        own = groups[line]
+        starts = rounded.get(tuple(own[0][name] for name in _COMPARED), [])
         lines.append(
             [
                 *_of_method(own[0]),
@@ -46,8 +46,12 @@ def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
     return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
 
 
-def _same(row: Row, other: Row, names: Sequence[str]) -> bool:
-    return all(row[name] == other[name] for name in names)
+def _grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values under some names, in the order in which these come first."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
 
 
 def _rows(results: Path, kind: str) -> list[Row]:
@@ -91,8 +95,7 @@ def zeroshot_perplexity(results: Path) -> str:
     rows = newest(found, "model", "method", "scheme", "generator", "changed", "seed")
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     lines = []
-    for line in dict.fromkeys((row["model"], row["method"], row["generator"], row["changed"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["method"], row["generator"], row["changed"]) == line]
+    for line, own in _grouped(rows, "model", "method", "generator", "changed").items():
         cells = [spread(row["perplexity"] for row in own if row["scheme"] == scheme) for scheme in schemes]
         lines.append([*(name or MISSING for name in line), *cells])
     return markdown(["Model", "Method", "Generator", "Changed", *schemes], lines, text_columns=4)
@@ -104,8 +107,7 @@ def zeroshot_backbone(results: Path) -> str:
     rows = newest(read_rows(results / "zeroshot_backbone.jsonl"), "model", "scheme", "backbone", "task", "seed")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = []
-    for line in dict.fromkeys((row["model"], row["scheme"], row["backbone"], row["generator"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["scheme"], row["backbone"], row["generator"]) == line]
+    for line, own in _grouped(rows, "model", "scheme", "backbone", "generator").items():
         scores = [[100 * row["score"] for row in own if row["task"] == task] for task in tasks]
         mean = f"{statistics.fmean(map(statistics.fmean, scores)):.1f}" if all(scores) else MISSING
         lines.append([*(str(name or MISSING) for name in line), *map(spread, scores), mean])
