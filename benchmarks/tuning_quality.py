@@ -17,16 +17,16 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
 from hold_out import hold_out_sentences
 from rows import RESULTS, Row, append, done, read_rows
+from training_device import training_device
 
 import lowbit
 from lowbit.adapter import load
 from lowbit.checkpoint import load_tokenizer, measure
 from lowbit.data import TaskData, glue_data
 from lowbit.demo import minilm_folder
-from lowbit.loop import default_device, use_bf16
+from lowbit.loop import default_device
 from lowbit.scoring import score_model
 
 FILE = RESULTS / "tuning_quality.jsonl"
@@ -124,7 +124,6 @@ class Study:
         self.arguments = arguments
         self.work: Path = arguments.work / arguments.name / str(arguments.train_rows or "all")
         self.work.mkdir(parents=True, exist_ok=True)
-        self.precision = "bf16" if use_bf16("auto", default_device()) else "fp32"
 
     def trial(self, task: str, method: str, scheme: str, rate: float) -> None:
         """Train on some rows at one rate, and score rows that are held out."""
@@ -156,7 +155,7 @@ class Study:
             self._run(row, data, output)
 
     def _best_rate(self, method: str, scheme: str) -> float:
-        wanted = {"model": self.arguments.rates_of, "precision": self.precision, "batch": BATCH_SIZE}
+        wanted = {"model": self.arguments.rates_of, "batch": BATCH_SIZE}  # of whichever precision
         rows = [row for row in read_rows(FILE) if all(row.get(name) == value for name, value in wanted.items())]
         return best_rate(rows, method, scheme)
 
@@ -177,8 +176,7 @@ class Study:
             "epochs": epochs,
             "batch": BATCH_SIZE,
             "rows": len(data.train),
-            "precision": self.precision,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **training_device(),
         }
 
     def _run(self, row: Row, data: TaskData, output: Path) -> None:
@@ -191,7 +189,7 @@ class Study:
             learning_rate=row["rate"],
             dropout=row["dropout"],
             save_steps=0,
-            cache="none" if method in FROM_FLOAT else self.precision,
+            cache="none" if method in FROM_FLOAT else row["precision"],
             **row["options"],
         )
         if method in ("qat", "qat-kd"):

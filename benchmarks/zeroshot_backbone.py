@@ -11,14 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from rows import RESULTS, Row, append, done, read_rows
+from training_device import training_device
 from tuning_quality import BATCH_SIZE, CHOSEN, DROPOUT, EPOCHS, FILE, best_rate, remove, task_data
 from zeroshot_quality import taken
 
 import lowbit
 from lowbit.demo import minilm_folder
-from lowbit.loop import default_device, use_bf16
 from lowbit.zeroshot import METHODS
 
 RESULT = RESULTS / "zeroshot_backbone.jsonl"
@@ -39,16 +38,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps backbones between calls")
     arguments = parser.parse_args()
-    precision = "bf16" if use_bf16("auto", default_device()) else "fp32"
-    trials = [row for row in read_rows(FILE) if row.get("precision") == precision and row["batch"] == BATCH_SIZE]
-    rate = best_rate([row for row in trials if row["model"] == "MiniLM-L6"], "outliers", arguments.scheme)
+    wanted = {"model": "MiniLM-L6", "batch": BATCH_SIZE}
+    trials = [row for row in read_rows(FILE) if all(row.get(name) == value for name, value in wanted.items())]
+    rate = best_rate(trials, "outliers", arguments.scheme)
     for method in arguments.backbones:
         for task in arguments.tasks:
             for seed in arguments.seeds:
-                run(arguments, method, task, seed, rate, precision)
+                run(arguments, method, task, seed, rate)
 
 
-def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: float, precision: str) -> None:
+def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: float) -> None:
     """Tune one backbone for one task, unless its row is there."""
     chosen = taken(arguments.options, method)
     generator = taken({"generator": arguments.generator}, method)
@@ -62,8 +61,7 @@ def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: 
         "seed": seed,
         "rate": rate,
         "epochs": EPOCHS[task],
-        "precision": precision,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **training_device(),
     }
     if done(RESULT, row, KEY):
         return
@@ -84,7 +82,7 @@ def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: 
             learning_rate=rate,
             dropout=DROPOUT,
             save_steps=0,
-            cache=precision,
+            cache=row["precision"],
             **CHOSEN["outliers"],
         ),
     )

@@ -12,16 +12,15 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from perplexity import WIKIPEDIA, WIKITEXT
 from rows import RESULTS, Row, append, done
+from training_device import training_device
 from tuning_quality import remove
 from zeroshot_quality import taken
 
 import lowbit
 from lowbit.checkpoint import measure
 from lowbit.data import read_text
-from lowbit.loop import default_device, use_bf16
 from lowbit.zeroshot import METHODS
 
 FILE = RESULTS / "zeroshot_perplexity.jsonl"
@@ -65,8 +64,7 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
         "seed": seed,
         "text": "WikiText-2 test",
         "window": WINDOW,
-        "precision": "bf16" if use_bf16("auto", default_device()) else "fp32",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **training_device(),
     }
     if done(FILE, row, KEY):
         return

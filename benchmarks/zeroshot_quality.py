@@ -16,15 +16,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rows import RESULTS, Row, append, done
+from training_device import training_device
 from tuning_quality import DROPOUT, SPLITS, remove
 
 import lowbit
 from lowbit.adapter import load
 from lowbit.checkpoint import load_tokenizer, measure
 from lowbit.data import TaskData, encode, glue_data
-from lowbit.loop import default_device, predict_logits, use_bf16
+from lowbit.loop import default_device, predict_logits
 from lowbit.losses import logit_distance
 from lowbit.scoring import score_model
 from lowbit.zeroshot import METHODS, parse_recipe
@@ -86,8 +86,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "generator": None if generator is None else generator.name,
         "teacher_dropout": DROPOUT,
         "setting": SETTING,
-        "precision": "bf16" if use_bf16("auto", default_device()) else "fp32",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **training_device(),
     }
     if done(FILE, row, KEY):
         return
