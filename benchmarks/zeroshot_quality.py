@@ -26,7 +26,8 @@ from lowbit.checkpoint import load_tokenizer, measure
 from lowbit.data import TaskData, encode, glue_data
 from lowbit.loop import default_device, predict_logits
 from lowbit.losses import logit_distance
-from lowbit.scoring import score_model
+from lowbit.metrics import score
+from lowbit.scoring import decide
 from lowbit.zeroshot import METHODS, parse_recipe
 
 FILE = RESULTS / "zeroshot_quality.jsonl"
@@ -135,14 +136,14 @@ def on_dev(teacher: Path, output: Path, data: TaskData) -> Row:
     """The metric of the task of teacher and result, and how far the logits are apart."""
     tokenizer = load_tokenizer(output)
     dev = next(iter(data.evaluations.values()))
+    assert dev.labels is not None
     rows = encode(dev, tokenizer, MAX_LENGTH)
     scores, logits = [], []
     for folder in (teacher, output):
-        model = load(folder).to(default_device())
-        found = score_model(model, tokenizer, data, max_length=MAX_LENGTH, precision="auto")
-        scores.append(next(iter(found.values()))[data.primary])
-        features = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        logits.append(predict_logits(model, tokenizer, features))
+        found = predict_logits(load(folder).to(default_device()), tokenizer, rows)
+        predictions = decide(found, data.label_names is None).tolist()
+        scores.append(score(data.metrics, predictions, dev.labels)[data.primary])
+        logits.append(found)
     return {
         "metric": data.primary,
         "teacher_score": scores[0],

@@ -55,11 +55,17 @@ def without_dropout(tmp_path_factory):
     return lowbit.quantize(folder / "float", "w4o2", output=folder / "backbone").path
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize(("parts", "labels"), [(4, ("no", "yes")), (6, None)])
-def test_parts_add_up_to_the_batch(tmp_path, without_dropout, parts, labels):
-    """Of unequal size with four parts; one of them empty, in the last batch, with six."""
-    lowbit.tune(without_dropout, tmp_path / "whole", rows_23(labels), options=options(**RUN))
-    lowbit.tune(without_dropout, tmp_path / "parts", rows_23(labels), options=options(**RUN, accumulate=parts))
+def test_parts_add_up_to_the_batch(tmp_path, without_dropout, parts, labels, taught):
+    """Of unequal size with four parts; one of them empty, in the last batch, with six. With a teacher and without."""
+    data, run = rows_23(labels), RUN
+    if taught:
+        float_model = without_dropout.parent / "float"
+        teacher = lowbit.tune(float_model, tmp_path / "teacher", data, method="full", options=options(epochs=1)).path
+        run = RUN | {"teacher": teacher}
+    lowbit.tune(without_dropout, tmp_path / "whole", data, options=options(**run))
+    lowbit.tune(without_dropout, tmp_path / "parts", data, options=options(**run, accumulate=parts))
     assert_alike(tmp_path / "whole", tmp_path / "parts")
 
 
