@@ -37,6 +37,7 @@ KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed"
 KEY += ("teacher_dropout", "setting")
 # What has changed since the first rows: which hidden states are compared, what a language model is read for, and pairs.
 SETTING = "all layers; written, with strays; second texts repeat"
+IN_PAIRS = "; generated inputs in pairs"  # those of gptq, and those that the best state is chosen by
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         "options": taken(arguments.options, method),
         "generator": None if generator is None else generator.name,
         "teacher_dropout": DROPOUT,
-        "setting": SETTING,
+        "setting": SETTING + (IN_PAIRS if task in PAIRS else ""),
         **training_device(),
     }
     if done(FILE, row, KEY):

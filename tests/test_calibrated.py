@@ -6,7 +6,8 @@ import transformers
 
 import lowbit
 from lowbit.arch import pack_model
-from lowbit.calibration import blocks
+from lowbit.calibration import Inputs, blocks, generated_inputs
+from lowbit.checkpoint import load_tokenizer
 from lowbit.errors import CheckpointError, DataError, SchemeError, WeightError
 from lowbit.nn import QuantLinear, QuantModule
 from lowbit.quantize import fake_quantize_model, quantize_checkpoint, quantize_model
@@ -42,6 +43,22 @@ def test_on_loading_too(tiny, tmp_path):
     options = {"quantization_config": lowbit.LowbitConfig(RECIPE.to_dict())}
     load("BertModel", tiny.model("bert"), **options).save_pretrained(tmp_path / "b")
     assert lowbit.verify(tmp_path / "a").fingerprint == lowbit.verify(tmp_path / "b").fingerprint
+
+
+@pytest.mark.parametrize("quantize", [quantize_model, fake_quantize_model])
+def test_generated_inputs_may_be_pairs(tiny, quantize):
+    """As if the same pairs had been given."""
+    source = tiny.model("bert", "BertForSequenceClassification")
+    given = generated_inputs(load("BertModel", source), load_tokenizer(source), pairs=1.0, seed=1)
+    errors = []
+    for options in ({"pairs": 1.0}, {"pairs": 0.0}):
+        model = load("BertForSequenceClassification", source)
+        errors.append(quantize(model, RECIPE, seed=1, **options).errors)
+    model = load("BertForSequenceClassification", source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inputs, "batches", lambda *_: given)
+        assert quantize(model, RECIPE, seed=1).errors == errors[0]
+    assert errors[0] != errors[1]
 
 
 def test_fake_quantizers_start_from_it(tiny):

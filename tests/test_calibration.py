@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowbit import calibration
 from lowbit.calibration import generated_inputs, input_steps, second_moments, text_inputs, whole_words
 from lowbit.errors import DataError, WeightError
 from tests.models import WORDS, load, tiny_tokenizer
@@ -54,6 +55,48 @@ def test_generated_inputs_are_texts_that_every_architecture_reads(opened, arch):
     assert counts[ids[0]] > 1.5 * counts[ids[5]] > 0  # earlier words more often
     with torch.no_grad():
         model(**batches[0])
+
+
+def test_generated_pairs_repeat_from_none_to_all_words_of_the_first_text(opened, monkeypatch):
+    model, tokenizer = opened("bert")
+    monkeypatch.setattr(calibration, "text_inputs", lambda _model, _tokenizer, texts: texts)
+    shares = []
+    for pair in generated_inputs(model, tokenizer, pairs=1.0):
+        assert all(text.endswith(".") for text in pair)
+        first, second = (text.removesuffix(".").split() for text in pair)
+        assert 2 <= len(first) <= len(second) <= len(first) + 1
+        shares.append(sum(one == two for one, two in zip(first, second, strict=False)) / len(first))
+    assert len(shares) == 512
+    assert sum(share == 1 for share in shares) > 30
+    assert sum(share < 0.3 for share in shares) > 100
+
+
+def test_a_share_of_generated_inputs_are_pairs(opened):
+    model, tokenizer = opened("bert")
+    inputs = {share: generated_inputs(model, tokenizer, pairs=share) for share in (0.0, 0.3)}
+    rows = {
+        share: [tokenizer.decode(ids[mask.bool()]) for batch in batches for ids, mask in _rows(batch)]
+        for share, batches in inputs.items()
+    }
+    end = tokenizer.sep_token
+    singles = [row for row in rows[0.3] if row.count(end) == 1]
+    assert len(rows[0.3]) == len(rows[0.0]) == 512
+    assert 0.6 < len(singles) / 512 < 0.8
+    assert set(singles) < set(rows[0.0])  # the others are as ever
+    assert all(row.count(end) == 1 for row in rows[0.0])
+
+
+def _rows(batch):
+    return zip(batch["input_ids"], batch["attention_mask"], strict=True)
+
+
+def test_pairs_of_texts_are_as_the_tokenizer_makes_them(opened):
+    model, tokenizer = opened("bert")
+    batches = text_inputs(model, tokenizer, [("a very poor book", "it was great"), "good film", ("bad", "song")])
+    assert [len(batch["input_ids"]) for batch in batches] == [1, 2]
+    expected = tokenizer(["bad", "a very poor book"], ["song", "it was great"], padding=True, return_tensors="pt")
+    assert batches[1].keys() == expected.keys()
+    assert all(torch.equal(batches[1][name], expected[name]) for name in expected)
 
 
 def test_texts_are_cut_where_the_model_ends_and_empty_ones_are_left_out(opened):

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lowbit.calibration import Text
 from lowbit.errors import SchemeError
 from lowbit.hf import LowbitConfig, attach
 from lowbit.plan import Plan
@@ -35,7 +36,7 @@ def quantize(
     recipe: RecipeLike = "w4",
     *,
     output: str | Path | None = None,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Text] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Quantized | Plan:
@@ -43,7 +44,7 @@ def quantize(
 
     A folder or hub id is streamed into the new directory ``output``, tensor by tensor. A loaded model is quantized in
     place and its plan returned; ``lowbit.save(model, output)`` writes it. The strategy ``gptq`` and static
-    activations run the float model on generated inputs, or on ``texts`` where they are given.
+    activations run the float model on generated inputs, or on ``texts``, or pairs of texts, where they are given.
     """
     parsed = Recipe.parse(recipe)
     if not isinstance(model, PreTrainedModel):

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,44 +26,90 @@ _INPUTS = Scheme(bits=8, granularity="tensor", outliers=None)
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and sentencepiece vocabularies mark the first piece of a word
 
 Batch = Mapping[str, torch.Tensor]
+Text = str | tuple[str, str]
 
 
-def generated_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> list[Batch]:
+@dataclass(frozen=True)
+class Inputs:
+    """Where a model's inputs come from: ``texts``, or :func:`generated_inputs` by ``pairs`` and ``seed``."""
+
+    texts: Sequence[Text] | None = None
+    pairs: float = 0.0
+    seed: int = 0
+
+    def batches(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
+        """The inputs in batches of similar length."""
+        if self.texts is not None:
+            return text_inputs(model, tokenizer, self.texts)
+        return generated_inputs(model, tokenizer, pairs=self.pairs, seed=self.seed)
+
+
+def generated_inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pairs: float = 0.0, seed: int = 0
+) -> list[Batch]:
     """512 texts of 4 to 30 whole words drawn from the vocabulary, frequent words more often, closed by a full stop.
 
     The texts mean nothing, but they are made of what real text is made of: vocabularies are sorted by frequency, so the
     n-th word is drawn with a probability of about 1/n (Zipf's law); the comma counts as the first. Evenly drawn tokens
     excite other directions than text does: GPTQ's output error on text is then almost twice as large.
+
+    A share of the rows are ``pairs`` of texts, parted in the middle, as tasks such as STS-B have them. The second one
+    repeats words of the first one in its places, from none to all of them, as texts that are to be compared do.
     """
     words = [",", *whole_words(tokenizer)]
     generator = torch.Generator().manual_seed(seed)
     chances = 1 / (torch.arange(len(words)) + 2.0)
     lengths = torch.randint(_WORDS[0], _WORDS[1] + 1, (_ROWS,), generator=generator).tolist()
-    texts = []
-    for length in lengths:
-        drawn = torch.multinomial(chances, length, replacement=True, generator=generator).tolist()
-        texts.append(" ".join(words[index] for index in drawn) + ".")
+    drawn = [torch.multinomial(chances, length, replacement=True, generator=generator).tolist() for length in lengths]
+    are_pairs = (torch.rand(_ROWS, generator=generator) < pairs).tolist()
+    texts: list[Text] = []
+    for row, is_pair in zip(drawn, are_pairs, strict=True):
+        spelled = [words[index] for index in row]
+        texts.append(_paired(spelled, generator) if is_pair else _closed(spelled))
     return text_inputs(model, tokenizer, texts)
 
 
-def text_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[Batch]:
-    """Texts, one a row, as a model's inputs in batches of similar length; no text raises :class:`DataError`.
+def _paired(words: list[str], generator: torch.Generator) -> tuple[str, str]:
+    """The words as two texts, of which the second repeats words of the first."""
+    first, second = words[: len(words) // 2], words[len(words) // 2 :]
+    share = torch.rand(1, generator=generator)
+    for place in (torch.rand(len(first), generator=generator) < share).nonzero().flatten().tolist():
+        second[place] = first[place]
+    return _closed(first), _closed(second)
 
-    Sequence-to-sequence models read the text in the decoder, too, one place later.
+
+def _closed(words: list[str]) -> str:
+    return " ".join(words) + "."
+
+
+def text_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text]) -> list[Batch]:
+    """Texts or pairs of texts, one a row, as a model's inputs in batches of similar length.
+
+    No text at all raises :class:`DataError`. Sequence-to-sequence models read the text in the decoder, too, one place
+    later.
     """
-    given = sorted((text for text in texts if text.strip()), key=len)
+    given = [text for text in texts if "".join(text).strip()]
     if not given:
         raise DataError("the calibration text is empty; give some lines of text, or none for generated inputs")
     longest = min(_LONGEST, position_limit(model) or _LONGEST, tokenizer.model_max_length)
     batches: list[Batch] = []
-    for start in range(0, len(given), _BATCH):
-        rows = given[start : start + _BATCH]
-        batch = dict(tokenizer(rows, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
+    for columns in _alike(given):
+        batch = dict(tokenizer(*columns, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
         if "decoder_input_ids" in inspect.signature(model.forward).parameters:
             batch["decoder_input_ids"] = batch["input_ids"].roll(1, dims=1)
             batch["decoder_attention_mask"] = batch["attention_mask"]
         batches.append(batch)
     return batches
+
+
+def _alike(texts: Sequence[Text]) -> Iterator[list[list[str]]]:
+    """The columns of one batch after another: texts of similar length, or pairs of them, in two columns."""
+    singles = sorted((text for text in texts if isinstance(text, str)), key=len)
+    pairs = sorted((text for text in texts if not isinstance(text, str)), key=lambda pair: len("".join(pair)))
+    for start in range(0, len(singles), _BATCH):
+        yield [singles[start : start + _BATCH]]
+    for start in range(0, len(pairs), _BATCH):
+        yield [list(column) for column in zip(*pairs[start : start + _BATCH], strict=True)]
 
 
 def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

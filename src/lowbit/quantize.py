@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lowbit.arch import find_module, float_weight, swap_fake_modules, swap_modules, weight_shape
 from lowbit.budget import choose_bits, output_changes, spread_outliers
-from lowbit.calibration import blocks, generated_inputs, input_steps, second_moments, text_inputs
+from lowbit.calibration import Inputs, Text, blocks, input_steps, second_moments
 from lowbit.checkpoint import (
     Size,
     SourceCheckpoint,
@@ -71,7 +71,7 @@ def quantize_checkpoint(
     recipe: Recipe,
     output: str | Path,
     *,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[Text] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Quantized:
@@ -89,7 +89,7 @@ def quantize_checkpoint(
         plan = _plan_source(folder, skeleton, source, recipe, progress)
         done: Mapping[str, Outcome] = {}
         if _calibrates(plan, texts):
-            done = _calibrated(_load(folder, skeleton), plan, folder, texts, seed, progress)
+            done = _calibrated(_load(folder, skeleton), plan, folder, Inputs(texts, seed=seed), seed, progress)
         stream = _Stream(skeleton, plan, source, seed, done)
         config = skeleton.config
         config.dtype = source.dtype()
@@ -100,37 +100,38 @@ def quantize_checkpoint(
 
 
 def quantize_model(
-    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[str] | None = None, seed: int = 0
+    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[Text] | None = None, pairs: float = 0.0, seed: int = 0
 ) -> Plan:
     """Quantize a loaded float model in place and return the plan; the result equals the streaming path's.
 
     A strategy that needs a Hessian, and static activations, take the tokenizer from where the model was loaded from.
+    Of the inputs that are generated for them a share are ``pairs`` of texts.
     """
-    plan, tensors = _quantize_weights(model, recipe, texts, seed)
+    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs, seed), seed)
     swap_modules(model, tensors)
     return plan
 
 
 def fake_quantize_model(
-    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[str] | None = None, seed: int = 0
+    model: PreTrainedModel, recipe: Recipe, *, texts: Sequence[Text] | None = None, pairs: float = 0.0, seed: int = 0
 ) -> Plan:
     """Like :func:`quantize_model`, but the linears can be trained further; :func:`lowbit.arch.pack_model` ends that.
 
     A grid that cannot be trained raises SchemeError with the name of the module.
     """
-    plan, tensors = _quantize_weights(model, recipe, texts, seed)
+    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs, seed), seed)
     swap_fake_modules(model, tensors)
     return plan
 
 
 def _quantize_weights(
-    model: PreTrainedModel, recipe: Recipe, texts: Sequence[str] | None, seed: int
+    model: PreTrainedModel, recipe: Recipe, inputs: Inputs, seed: int
 ) -> tuple[Plan, dict[str, QuantizedTensor]]:
     """The plan for a loaded float model, and its quantized weights by path."""
     plan = plan_model(model, recipe)
     done: Mapping[str, Outcome] = {}
-    if _calibrates(plan, texts):
-        done = _calibrated(model, plan, checkpoint_folder(model.name_or_path), texts, seed, None)
+    if _calibrates(plan, inputs.texts):
+        done = _calibrated(model, plan, checkpoint_folder(model.name_or_path), inputs, seed, None)
     tensors, errors = {}, {}
     for entry in plan.quantized:
         path = _path(model, entry)
@@ -233,7 +234,7 @@ def _settle(
     return spread_outliers(plan, weight, progress)
 
 
-def _calibrates(plan: Plan, texts: Sequence[str] | None) -> bool:
+def _calibrates(plan: Plan, texts: Sequence[Text] | None) -> bool:
     """Whether inputs are needed; texts that nothing would read raise SchemeError."""
     needed = any(entry.needs_hessian or entry.is_static for entry in plan.quantized)
     if texts is not None and not needed:
@@ -248,7 +249,7 @@ def _calibrated(
     model: PreTrainedModel,
     plan: Plan,
     folder: Path,
-    texts: Sequence[str] | None,
+    inputs: Inputs,
     seed: int,
     progress: Progress | None,
 ) -> dict[str, Outcome]:
@@ -258,8 +259,7 @@ def _calibrated(
     afterwards.
     """
     entries = {_path(model, entry): entry for entry in plan.quantized if entry.needs_hessian or entry.is_static}
-    tokenizer = load_tokenizer(folder)
-    given = generated_inputs(model, tokenizer, seed=seed) if texts is None else text_inputs(model, tokenizer, texts)
+    given = inputs.batches(model, load_tokenizer(folder))
     done: dict[str, Outcome] = {}
     floats: dict[str, torch.Tensor] = {}
     try:

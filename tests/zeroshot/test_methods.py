@@ -54,7 +54,7 @@ REFUSED = {
     "sampled": ["candidates", *SAM, *ASCENT],
     "real": ["pairs", "generator", "candidates", *SAM, *ASCENT],
     "zeroquant": ["generator", "candidates", *SAM, *ASCENT],
-    "rtn": [*TRAINING, "pairs", "generator", "candidates", *SAM, *ASCENT],
+    "rtn": [*TRAINING, "generator", "candidates", *SAM, *ASCENT],
 }
 OTHER = {  # values that are not the default ones
     **dict.fromkeys(("steps", "batch_size", "candidates", "evaluate_steps", "patience", "save_steps", "seed"), 1),

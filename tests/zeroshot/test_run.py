@@ -84,6 +84,17 @@ def test_outliers_are_kept_where_the_scheme_asks_for_them(tiny, tmp_path):
     assert read_quantization_config(tmp_path / "out")["recipe"]["scheme"]["outliers"]["share"] == 0.005
 
 
+def test_results_for_pairs_are_judged_and_calibrated_by_pairs(tiny, tmp_path):
+    model, scheme = tiny.model(*CLASSIFIER), {"bits": 2, "activations": "dynamic", "strategy": "gptq", "outliers": None}
+    run = {"recipe": {"scheme": scheme}, "method": "rtn"}
+    rounded, other = (zeroshot(model, tmp_path / f"{share}", pairs=share, **run) for share in (1.0, 0.0))
+    assert file_bytes(rounded.path)["model.safetensors"] != file_bytes(other.path)["model.safetensors"]
+    assert rounded.gap == pytest.approx(gap_of(model, rounded.path, pairs=1.0), rel=1e-5)
+    assert rounded.gap != pytest.approx(gap_of(model, rounded.path), rel=1e-2)
+    real = zeroshot(model, tmp_path / "real", method="real", texts=[("good film", "bad book")] * 4)
+    assert real.gap == pytest.approx(gap_of(model, real.path, pairs=1.0), rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_bytes(tiny, tmp_path):
     model = tiny.model(*CLASSIFIER)  # made here if it is the first test that asks for it, which draws random numbers
     before, found = random_states(), []

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lowbit.calibration import Text
 from lowbit.errors import DataError, SchemeError
 from lowbit.zeroshot.options import ZeroShotOptions
 from lowbit.zeroshot.sources import GaussianEmbeddings, GeneratorSource, RandomTokens, Source
 from lowbit.zeroshot.student import Teacher
-from lowbit.zeroshot.texts import RealTexts, SampledTexts, Text
+from lowbit.zeroshot.texts import RealTexts, SampledTexts
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Method:
     @property
     def takes(self) -> frozenset[str]:
         """The options that it has a use for: what all have, and what comes with its source and its players."""
-        found = _ALWAYS
+        found = _ALWAYS | _OF_SOURCES[self.source]
         if self.source is not None:
-            found |= _TRAINING | _OF_SOURCES.get(self.source, frozenset())
+            found |= _TRAINING
         if self.sharp:
             found |= _SAM
         if self.ascends:
@@ -47,7 +48,9 @@ _TRAINING = frozenset(
         *("save_steps", "precision", "checkpointing"),
     )
 )
-_OF_SOURCES = {
+_OF_SOURCES: dict[str | None, frozenset[str]] = {
+    None: frozenset(("pairs",)),
+    "real": frozenset(),
     "generator": frozenset(("pairs", "generator", "candidates")),
     "random": frozenset(("pairs",)),
     "gaussian": frozenset(("pairs",)),

@@ -90,11 +90,12 @@ class BlockObjective:
 class Yardstick:
     """How far a student is from its teacher on generated texts that no method is trained on.
 
-    Words by Zipf's law, as in :func:`lowbit.calibration.generated_inputs`: the same texts for every method and seed.
+    Words by Zipf's law, as in :func:`lowbit.calibration.generated_inputs`, of which a share are ``pairs`` of texts: the
+    same for every method and seed.
     """
 
-    def __init__(self, teacher: Teacher, objective: OutputObjective) -> None:
-        found = generated_inputs(teacher.model, teacher.tokenizer)[::_EVERY]
+    def __init__(self, teacher: Teacher, objective: OutputObjective, pairs: float = 0.0) -> None:
+        found = generated_inputs(teacher.model, teacher.tokenizer, pairs=pairs)[::_EVERY]
         self._batches = [GeneratedBatch(dict(batch)) for batch in found]
         self.objective = objective
 

@@ -24,7 +24,8 @@ class ZeroShotOptions:
     """Options of one run. What a method has no use for is refused.
 
     Batches: ``batch_size`` rows of one step, over all processes; ``lengths``: the fewest and the most ordinary tokens
-    of a row; ``pairs``: the share of rows that are pairs of texts. ``generator``: folder or hub id of a causal
+    of a row; ``pairs``: the share of rows that are pairs of texts, also of the inputs that are generated for ``gptq``
+    and to measure by. ``generator``: folder or hub id of a causal
     language model; without one a small network of its own, and for the method ``sampled`` the model itself.
     ``candidates``: rows of the embedding table that a generated token is mixed of.
 

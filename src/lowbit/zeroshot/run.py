@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lowbit.arch import pack_model
+from lowbit.calibration import Text
 from lowbit.checkpoint import checkpoint_folder, refuse_existing
 from lowbit.hf import LowbitConfig, attach, save
 from lowbit.loop import Progress, SavedRun, default_device, isolated_rng, once
@@ -21,7 +22,7 @@ from lowbit.zeroshot.objective import BlockObjective, OutputObjective, Yardstick
 from lowbit.zeroshot.options import ZeroShotOptions, ZeroShotResult, parse_recipe
 from lowbit.zeroshot.sam import Ball
 from lowbit.zeroshot.student import Teacher, block_paths, copy_of, load_teacher
-from lowbit.zeroshot.texts import Text
+from lowbit.zeroshot.texts import share_of_pairs
 from lowbit.zeroshot.train import Trained, train
 
 
@@ -58,15 +59,16 @@ def zeroshot(
     with isolated_rng(options.seed):
         teacher = load_teacher(checkpoint_folder(model))
         objective = OutputObjective(teacher.model, options.temperature, options.hidden)
-        measure = Yardstick(teacher, objective)
+        pairs = options.pairs if texts is None else share_of_pairs(texts)
+        measure = Yardstick(teacher, objective, pairs)
         student = copy_of(teacher)
         saved = SavedRun(output, {"method": method, **options.to_dict(), "recipe": parsed.to_dict()})
         if chosen.source is None:
-            plan = quantize_model(student, parsed, seed=options.seed)
+            plan = quantize_model(student, parsed, pairs=pairs, seed=options.seed)
             gap = measure(_on_device(teacher, student))
             done = Trained(gap, gap, 0, {}, (), 0.0)
         else:
-            plan = fake_quantize_model(student, parsed, seed=options.seed)
+            plan = fake_quantize_model(student, parsed, pairs=pairs, seed=options.seed)
             done = _train(chosen, teacher, student, measure, options, texts, saved, progress)
             pack_model(student.cpu())
         once(lambda: _write(student.cpu(), plan, teacher.folder, output, saved))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lowbit.adapter import load_causal_lm
 from lowbit.arch import position_limit
+from lowbit.calibration import Text
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, SchemeError
 from lowbit.hf import is_causal, language_kind
@@ -20,7 +21,10 @@ from lowbit.zeroshot.batches import GeneratedBatch, decoder_start, length_chance
 from lowbit.zeroshot.options import ZeroShotOptions
 from lowbit.zeroshot.writing import Writer
 
-Text = str | tuple[str, str]
+
+def share_of_pairs(texts: Sequence[Text]) -> float:
+    """How many of the texts are pairs, from 0 to 1; 0 where there are none."""
+    return sum(not isinstance(text, str) for text in texts) / max(1, len(texts))
 
 
 class RealTexts:
