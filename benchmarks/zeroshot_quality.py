@@ -19,6 +19,7 @@ from typing import Any
 from rows import RESULTS, Row, append, done
 from training_device import training_device
 from tuning_quality import DROPOUT, SPLITS, remove
+from zeroshot_tables import IN_PAIRS
 
 import lowbit
 from lowbit.adapter import load
@@ -37,7 +38,6 @@ KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed"
 KEY += ("teacher_dropout", "setting")
 # What has changed since the first rows: which hidden states are compared, what a language model is read for, and pairs.
 SETTING = "all layers; written, with strays; second texts repeat"
-IN_PAIRS = "; generated inputs in pairs"  # those of gptq, and those that the best state is chosen by
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from markup import MISSING, markdown, newest, show, step_cost, table
 from quality_tables import spread
 from rows import Row, read_rows
 
-_LINE = ("model", "task", "scheme", "strategy", "method", "generator", "changed", "teacher_dropout", "setting")
-_COMPARED = ("model", "task", "scheme", "teacher_dropout", "setting")  # what a run shares with the start beside it
+IN_PAIRS = "; generated inputs in pairs"  # ends the setting of rows whose generated inputs are pairs of texts
+_LINE = ("model", "task", "scheme", "strategy", "inputs", "method", "generator", "changed", "precision")
+_LINE += ("teacher_dropout",)
+_COMPARED = ("model", "task", "scheme", "inputs", "precision", "teacher_dropout")  # what a run shares with its start
 
 
 @table("zeroshot_quality")
@@ -23,26 +25,28 @@ def zeroshot_quality(results: Path) -> str:
     kept = newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
     lines = []
     groups = _grouped(kept, *_LINE)
-    rounded = _grouped([row for row in kept if (row["method"], row["strategy"]) == ("rtn", "mse")], *_COMPARED)
-    for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3])):
+    rounded = _grouped([row for row in kept if row["method"] == "rtn"], *_COMPARED)
+    for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3:5], line[8])):
         own = groups[line]
         starts = rounded.get(tuple(own[0][name] for name in _COMPARED), [])
         lines.append(
             [
                 *_of_method(own[0]),
+                show(own[0], "precision"),
                 f"{100 * own[0]['teacher_score']:.1f}",
                 spread(100 * row["score"] for row in own),
-                _recovered(own, starts) if starts and own[0] not in starts else MISSING,
+                _recovered(own, starts) if starts and own[0]["method"] != "rtn" else MISSING,
                 *(f"{statistics.fmean(row[name] for row in own):.3f}" for name in ("distance", "gap")),
             ]
         )
-    headings = ["Model", "Task", "Scheme", "Start", "Method", "Generator", "Changed", "Teacher", "Score", "Recovered"]
-    return markdown([*headings, "Distance", "Gap"], lines, text_columns=7)
+    headings = ["Model", "Task", "Scheme", "Start", "Inputs", "Method", "Generator", "Changed", "Run in", "Teacher"]
+    return markdown([*headings, "Score", "Recovered", "Distance", "Gap"], lines, text_columns=9)
 
 
 def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
-    """How much of the way from the score of rounding by mse to the teacher's the mean score is."""
-    start, teacher = starts[0]["score"], own[0]["teacher_score"]
+    """How much of the way from the best score without training to the teacher's the mean score is."""
+    scores = [statistics.fmean(row["score"] for row in rows) for rows in _grouped(starts, "strategy").values()]
+    start, teacher = max(scores), own[0]["teacher_score"]
     return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
 
 
@@ -55,9 +59,19 @@ def _grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row
 
 
 def _rows(results: Path, kind: str) -> list[Row]:
-    """Rows of a kind; ``changed`` are the options that are not as by default."""
+    """Rows of a kind; ``changed`` are the options that are not as by default.
+
+    ``inputs`` says what the generated ones are, which is no part of ``setting`` here.
+    """
     return [
-        row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_quality.jsonl") if row["kind"] == kind
+        row
+        | {
+            "changed": _changed(row),
+            "inputs": "pairs" if row["setting"].endswith(IN_PAIRS) else "texts",
+            "setting": row["setting"].removesuffix(IN_PAIRS),
+        }
+        for row in read_rows(results / "zeroshot_quality.jsonl")
+        if row["kind"] == kind
     ]
 
 
@@ -78,13 +92,13 @@ def zeroshot_held_out(results: Path) -> str:
         ]
         for row in _rows(results, "held-out")
     ]
-    headings = ["Model", "Task", "Scheme", "Start", "Method", "Generator", "Changed", "Setting"]
-    return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=8)
+    headings = ["Model", "Task", "Scheme", "Start", "Inputs", "Method", "Generator", "Changed", "Setting"]
+    return markdown([*headings, "Teacher", "Score", "Distance", "Gap"], lines, text_columns=9)
 
 
 def _of_method(row: Row) -> list[str]:
     """What was quantized and how."""
-    named = [show(row, name) for name in ("model", "task", "scheme", "strategy", "method")]
+    named = [show(row, name) for name in ("model", "task", "scheme", "strategy", "inputs", "method")]
     return [*named, row["generator"] or MISSING, row["changed"]]
 
 

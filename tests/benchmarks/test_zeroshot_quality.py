@@ -87,7 +87,7 @@ def test_pairs_of_sentences_stay_pairs():
 
 ROW = {
     "kind": "final",
-    "model": "minilm",
+    "model": "m",
     "task": "sst2",
     "scheme": "w2a8",
     "strategy": "mse",
@@ -95,6 +95,7 @@ ROW = {
     "generator": "opt",
     "teacher_dropout": 0.0,
     "setting": "now",
+    "precision": "fp32",
     "options": {},
     "seed": 1,
     "teacher_score": 0.9,
@@ -110,16 +111,31 @@ def test_the_table_shows_finals_beside_their_teachers(results):
     """Seeds are one line, of which the mean says how much of the gap is closed; a start of another teacher is none."""
     other = START | {"teacher_dropout": 0.1, "score": 0.5}
     earlier = ROW | {"setting": "before", "score": 0.1}
-    write(results / "zeroshot_quality.jsonl", [earlier, ROW, ROW | {"seed": 2, "score": 0.85}, TRIED, START, other])
+    better = START | {"strategy": "gptq", "score": 0.82}
+    rows = [earlier, ROW, ROW | {"seed": 2, "score": 0.85}, TRIED, START, better, other]
+    write(results / "zeroshot_quality.jsonl", rows)
     assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == [
-        "| minilm | sst2 | w2a8 | mse | zsaq | opt | – | 90.0 | 85.5 ± 0.7 (n=2) | 55 % | 0.123 | 0.500 |",
-        "| minilm | sst2 | w2a8 | mse | rtn | – | – | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
-        "| minilm | sst2 | w2a8 | mse | rtn | – | – | 90.0 | 50.0 (n=1) | – | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | texts | zsaq | opt | – | fp32 | 90.0 | 85.5 ± 0.7 (n=2) | 44 % | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | texts | rtn | – | – | fp32 | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | texts | rtn | – | – | fp32 | 90.0 | 50.0 (n=1) | – | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | gptq | texts | rtn | – | – | fp32 | 90.0 | 82.0 (n=1) | – | 0.123 | 0.500 |",
+    ]
+
+
+def test_runs_by_pairs_and_in_another_precision_have_lines_and_starts_of_their_own(results):
+    in_pairs = {"setting": "now; generated inputs in pairs"}
+    rows = [START, START | in_pairs | {"score": 0.86}, ROW | in_pairs | {"score": 0.88}, ROW | {"precision": "bf16"}]
+    write(results / "zeroshot_quality.jsonl", rows)
+    assert tables.TABLES["zeroshot_quality"](results).splitlines()[2:] == [
+        "| m | sst2 | w2a8 | mse | pairs | rtn | – | – | fp32 | 90.0 | 86.0 (n=1) | – | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | pairs | zsaq | opt | – | fp32 | 90.0 | 88.0 (n=1) | 50 % | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | texts | zsaq | opt | – | bf16 | 90.0 | 86.0 (n=1) | – | 0.123 | 0.500 |",
+        "| m | sst2 | w2a8 | mse | texts | rtn | – | – | fp32 | 90.0 | 80.0 (n=1) | – | 0.123 | 0.500 |",
     ]
 
 
 def test_the_table_of_held_out_runs_says_what_was_changed(results):
     write(results / "zeroshot_quality.jsonl", [ROW, TRIED])
     assert tables.TABLES["zeroshot_held_out"](results).splitlines()[2:] == [
-        "| minilm | sst2 | w2a8 | mse | zsaq | opt | rho 0.1, ratio 2 | now | 90.0 | 86.0 | 0.1235 | 0.500 |"
+        "| m | sst2 | w2a8 | mse | texts | zsaq | opt | rho 0.1, ratio 2 | now | 90.0 | 86.0 | 0.1235 | 0.500 |"
     ]
