@@ -106,13 +106,13 @@ def _of_method(row: Row) -> list[str]:
 def zeroshot_perplexity(results: Path) -> str:
     """One line per method: perplexity in each width, beside the float model's."""
     found = [row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")]
-    rows = newest(found, "model", "method", "scheme", "generator", "changed", "seed")
+    rows = newest(found, "model", "method", "scheme", "generator", "changed", "precision", "seed")
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     lines = []
-    for line, own in _grouped(rows, "model", "method", "generator", "changed").items():
+    for line, own in _grouped(rows, "model", "method", "generator", "changed", "precision").items():
         cells = [spread(row["perplexity"] for row in own if row["scheme"] == scheme) for scheme in schemes]
         lines.append([*(name or MISSING for name in line), *cells])
-    return markdown(["Model", "Method", "Generator", "Changed", *schemes], lines, text_columns=4)
+    return markdown(["Model", "Method", "Generator", "Changed", "Run in", *schemes], lines, text_columns=5)
 
 
 @table("zeroshot_backbone")

@@ -10,6 +10,7 @@ from tests.benchmarks.test_tables import write
 from tests.zeroshot.runs import RUN, TEXTS
 
 ROW = {"model": "opt", "scheme": "w2a8", "method": "rtn", "options": {}, "generator": None, "seed": 0}
+ROW |= {"precision": "fp32"}
 
 
 @pytest.fixture
@@ -57,10 +58,12 @@ def test_the_table_has_a_line_per_method(results):
     rows = [ROW | {"perplexity": 500.0}, ROW | {"scheme": "w4a8", "perplexity": 350.0}]
     tried = ROW | {"method": "zsaq", "generator": "opt", "options": {"steps": 9}}
     rows += [tried | {"perplexity": 400.0}, tried | {"perplexity": 402.0, "seed": 1}]
+    rows += [tried | {"perplexity": 390.0, "precision": "bf16"}]
     write(results / "zeroshot_perplexity.jsonl", rows)
     assert tables.TABLES["zeroshot_perplexity"](results).splitlines() == [
-        "| Model | Method | Generator | Changed | w2a8 | w4a8 |",
-        "| --- | --- | --- | --- | ---: | ---: |",
-        "| opt | rtn | – | – | 500.0 (n=1) | 350.0 (n=1) |",
-        "| opt | zsaq | opt | steps 9 | 401.0 ± 1.4 (n=2) | – |",
+        "| Model | Method | Generator | Changed | Run in | w2a8 | w4a8 |",
+        "| --- | --- | --- | --- | --- | ---: | ---: |",
+        "| opt | rtn | – | – | fp32 | 500.0 (n=1) | 350.0 (n=1) |",
+        "| opt | zsaq | opt | steps 9 | fp32 | 401.0 ± 1.4 (n=2) | – |",
+        "| opt | zsaq | opt | steps 9 | bf16 | 390.0 (n=1) | – |",
     ]
