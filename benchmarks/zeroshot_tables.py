@@ -10,7 +10,7 @@ from quality_tables import spread
 from rows import Row, read_rows
 
 IN_PAIRS = "; generated inputs in pairs"  # ends the setting of rows whose generated inputs are pairs of texts
-_LINE = ("model", "task", "scheme", "strategy", "inputs", "method", "generator", "changed", "precision")
+_LINE = ("model", "task", "scheme", "strategy", "inputs", "precision", "method", "generator", "changed")
 _LINE += ("teacher_dropout",)
 _COMPARED = ("model", "task", "scheme", "inputs", "precision", "teacher_dropout")  # what a run shares with its start
 
@@ -26,7 +26,7 @@ def zeroshot_quality(results: Path) -> str:
     lines = []
     groups = _grouped(kept, *_LINE)
     rounded = _grouped([row for row in kept if row["method"] == "rtn"], *_COMPARED)
-    for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3:5], line[8])):
+    for line in sorted(groups, key=lambda line: (*line[:3], line[3] != "mse", line[3:6])):
         own = groups[line]
         starts = rounded.get(tuple(own[0][name] for name in _COMPARED), [])
         lines.append(

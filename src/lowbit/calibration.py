@@ -31,17 +31,16 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a model's inputs come from: ``texts``, or :func:`generated_inputs` by ``pairs`` and ``seed``."""
+    """Where a model's inputs come from: ``texts``, or :func:`generated_inputs` with so many ``pairs``."""
 
     texts: Sequence[Text] | None = None
     pairs: float = 0.0
-    seed: int = 0
 
-    def batches(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Batch]:
+    def batches(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Batch]:
         """The inputs in batches of similar length."""
         if self.texts is not None:
             return text_inputs(model, tokenizer, self.texts)
-        return generated_inputs(model, tokenizer, pairs=self.pairs, seed=self.seed)
+        return generated_inputs(model, tokenizer, pairs=self.pairs, seed=seed)
 
 
 def generated_inputs(

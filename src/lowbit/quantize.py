@@ -89,7 +89,7 @@ def quantize_checkpoint(
         plan = _plan_source(folder, skeleton, source, recipe, progress)
         done: Mapping[str, Outcome] = {}
         if _calibrates(plan, texts):
-            done = _calibrated(_load(folder, skeleton), plan, folder, Inputs(texts, seed=seed), seed, progress)
+            done = _calibrated(_load(folder, skeleton), plan, folder, Inputs(texts), seed, progress)
         stream = _Stream(skeleton, plan, source, seed, done)
         config = skeleton.config
         config.dtype = source.dtype()
@@ -107,7 +107,7 @@ def quantize_model(
     A strategy that needs a Hessian, and static activations, take the tokenizer from where the model was loaded from.
     Of the inputs that are generated for them a share are ``pairs`` of texts.
     """
-    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs, seed), seed)
+    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs), seed)
     swap_modules(model, tensors)
     return plan
 
@@ -119,7 +119,7 @@ def fake_quantize_model(
 
     A grid that cannot be trained raises SchemeError with the name of the module.
     """
-    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs, seed), seed)
+    plan, tensors = _quantize_weights(model, recipe, Inputs(texts, pairs), seed)
     swap_fake_modules(model, tensors)
     return plan
 
@@ -259,7 +259,7 @@ def _calibrated(
     afterwards.
     """
     entries = {_path(model, entry): entry for entry in plan.quantized if entry.needs_hessian or entry.is_static}
-    given = inputs.batches(model, load_tokenizer(folder))
+    given = inputs.batches(model, load_tokenizer(folder), seed)
     done: dict[str, Outcome] = {}
     floats: dict[str, torch.Tensor] = {}
     try:

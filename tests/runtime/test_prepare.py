@@ -38,8 +38,8 @@ def test_every_architecture(tiny, arch):
     assert not paths(model, QuantLinear | TiedQuantLinear)
     found = output(model)
     assert found.dtype == expected.dtype
-    # Attention is not scaled in GPT-Neo and T5, which makes more of 8 bits' rounding: up to 0.085 by seed, others 0.03.
-    assert 0 < (found - expected).norm() < 0.1 * expected.norm()
+    limit = 0.1 if arch == "gpt_neo" else 0.06  # its attention is not scaled, which makes more of 8 bits' rounding
+    assert 0 < (found - expected).norm() < limit * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
