@@ -155,9 +155,7 @@ class Study:
             self._run(row, data, output)
 
     def _best_rate(self, method: str, scheme: str) -> float:
-        wanted = {"model": self.arguments.rates_of, "batch": BATCH_SIZE}  # of whichever precision
-        rows = [row for row in read_rows(FILE) if all(row.get(name) == value for name, value in wanted.items())]
-        return best_rate(rows, method, scheme)
+        return best_rate(read_rows(FILE), self.arguments.rates_of, method, scheme)
 
     def _row(
         self, kind: str, task: str, method: str, scheme: str, seed: int, rate: float, data: TaskData, epochs: int
@@ -275,10 +273,14 @@ def held_out_data(task: str, data_dir: str | None) -> TaskData:
     return dataclasses.replace(data, train=kept.sample(TRIAL_ROWS[task], 0), evaluations={"held out": held_out})
 
 
-def best_rate(rows: list[Row], method: str, scheme: str) -> float:
-    """The rate whose trials have the best mean score over the searched tasks; all of them must be there."""
+def best_rate(rows: list[Row], model: str, method: str, scheme: str) -> float:
+    """The rate whose trials have the best mean score over the searched tasks; all of them must be there.
+
+    They may have run in either precision.
+    """
     scheme = "fp32" if method == "full" else scheme
-    wanted = {"kind": "trial", "method": method, "scheme": scheme, "dropout": DROPOUT}
+    wanted = {"kind": "trial", "model": model, "method": method, "scheme": scheme}
+    wanted |= {"dropout": DROPOUT, "batch": BATCH_SIZE}
     trials = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
     means = {}
     for rate in RATES[method]:

@@ -38,9 +38,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps backbones between calls")
     arguments = parser.parse_args()
-    wanted = {"model": "MiniLM-L6", "batch": BATCH_SIZE}
-    trials = [row for row in read_rows(FILE) if all(row.get(name) == value for name, value in wanted.items())]
-    rate = best_rate(trials, "outliers", arguments.scheme)
+    rate = best_rate(read_rows(FILE), "MiniLM-L6", "outliers", arguments.scheme)
     for method in arguments.backbones:
         for task in arguments.tasks:
             for seed in arguments.seeds:

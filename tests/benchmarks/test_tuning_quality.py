@@ -35,16 +35,17 @@ def test_the_rate_with_the_best_mean_is_taken():
     low, middle, high = study.RATES["outliers"]
     scores = {low: (0.6, 0.9), middle: (0.8, 0.8), high: (0.9, 0.1)}
     rows = [trial(t, r, s) for r, both in scores.items() for t, s in zip(study.SEARCHED, both, strict=True)]
-    assert study.best_rate(rows, "outliers", "w4") == middle
+    assert study.best_rate(rows, "tiny", "outliers", "w4") == middle
 
 
 def test_a_missing_trial_stops_a_final_run():
-    without, of_other_rows = trials()[1:], [{**trials()[0], "rows": 10}, *trials()[1:]]
-    for rows in (without, of_other_rows):
+    without, first = trials()[1:], trials()[0]
+    for other in ({"rows": 10}, {"model": "another"}, {"batch": 2}, {"dropout": 0.5}):
+        rows = [first | other, *without]
         with pytest.raises(
             SystemExit, match=r"outliers w4: the trials at 0\.001 are incomplete; run them with --kind trial"
         ):
-            study.best_rate(rows, "outliers", "w4")
+            study.best_rate(rows, "tiny", "outliers", "w4")
 
 
 def test_every_method_has_three_rates():
@@ -91,7 +92,7 @@ def test_trials_lead_to_final_runs_and_none_is_made_twice(run):
         *[("trial", "outliers")] * 6,
         ("final", "outliers"),
     ]
-    best = {method: study.best_rate(rows, method, "w2") for method in ("full", "outliers")}
+    best = {method: study.best_rate(rows, "tiny", method, "w2") for method in ("full", "outliers")}
     assert [row["rate"] for row in rows if row["kind"] == "final"] == [best["full"], best["full"], best["outliers"]]
     assert [options.learning_rate for _, options in run.made] == [r["rate"] for r in rows if r["method"] != "ptq"]
     assert [path.name for path in run.work.iterdir() if "final" in path.name or path.name == "trial"] == []
