@@ -12,6 +12,7 @@ from rows import Row, read_rows
 IN_PAIRS = "; generated inputs in pairs"  # ends the setting of rows whose generated inputs are pairs of texts
 _LINE = ("model", "task", "scheme", "strategy", "inputs", "precision", "method", "generator", "changed")
 _LINE += ("teacher_dropout",)
+_RUN = ("model", "scheme", "strategy", "precision", "teacher_dropout")
 _COMPARED = ("model", "task", "scheme", "inputs", "precision", "teacher_dropout")  # what a run shares with its start
 
 
@@ -21,8 +22,7 @@ def zeroshot_quality(results: Path) -> str:
 
     In the setting of the last row; what was found in earlier ones is not shown.
     """
-    rows = _rows(results, "final")
-    kept = newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
+    kept = _current(results)
     lines = []
     groups = _grouped(kept, *_LINE)
     rounded = _grouped([row for row in kept if row["method"] == "rtn"], *_COMPARED)
@@ -43,11 +43,51 @@ def zeroshot_quality(results: Path) -> str:
     return markdown([*headings, "Score", "Recovered", "Distance", "Gap"], lines, text_columns=9)
 
 
+@table("zeroshot_paired")
+def zeroshot_paired(results: Path) -> str:
+    """ZSAQ minus each other method with the same start and seed, in points, at as many steps and at twice as many.
+
+    The mean is that over the tasks with the most seeds in common.
+    """
+    kept = _current(results)
+    tasks = list(dict.fromkeys(row["task"] for row in kept))
+    lines = []
+    for line, ours in _grouped([row for row in kept if row["method"] == "zsaq"], *_RUN, "changed").items():
+        steps = ours[0]["options"].get("steps")  # None: as many as by default
+        beside = [row for row in kept if tuple(row[name] for name in _RUN) == line[:-1] and row["method"] != "zsaq"]
+        lengths = (steps, steps and 2 * steps)
+        beside = [row for row in beside if row["method"] == "rtn" or row["options"].get("steps") in lengths]
+        for (method, changed), theirs in _grouped(beside, "method", "changed").items():
+            gains = {task: _gains(ours, theirs, task) for task in tasks}
+            most = max(map(len, gains.values()))
+            if most:
+                counted = [task for task in tasks if len(gains[task]) == most]
+                shared = set.intersection(*(set(gains[task]) for task in counted))
+                means = [statistics.fmean(gains[task][seed] for task in counted) for seed in sorted(shared)]
+                cells = [*(spread(gains[task].values()) for task in tasks), ", ".join(counted), spread(means)]
+                lines.append([*(str(name) for name in line[:4]), line[-1], method, changed, *cells])
+    headings = ["Model", "Scheme", "Start", "Run in", "ZSAQ", "minus", "Changed"]
+    return markdown([*headings, *tasks, "Mean of", "Mean"], lines, text_columns=7)
+
+
+def _gains(ours: Sequence[Row], theirs: Sequence[Row], task: str) -> dict[int, float]:
+    """Differences of the scores of a task in points by seed, of runs with the same kind of inputs."""
+    others = {(row["inputs"], row["seed"]): row["score"] for row in theirs if row["task"] == task}
+    found = [(row, (row["inputs"], row["seed"])) for row in ours if row["task"] == task]
+    return {row["seed"]: 100 * (row["score"] - others[key]) for row, key in found if key in others}
+
+
 def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
     """How much of the way from the best score without training to the teacher's the mean score is."""
     scores = [statistics.fmean(row["score"] for row in rows) for rows in _grouped(starts, "strategy").values()]
     start, teacher = max(scores), own[0]["teacher_score"]
     return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
+
+
+def _current(results: Path) -> list[Row]:
+    """Finals in the setting of the last one, the newest of each."""
+    rows = _rows(results, "final")
+    return newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
 
 
 def _grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:

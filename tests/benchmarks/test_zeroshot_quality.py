@@ -134,6 +134,24 @@ def test_runs_by_pairs_and_in_another_precision_have_lines_and_starts_of_their_o
     ]
 
 
+def test_the_table_of_differences_pairs_runs_by_seed_and_start(results):
+    """With as many steps and twice as many; the mean is over the tasks with the most seeds in common."""
+    ours = [ROW | {"options": {"steps": 4, "ratio": 5}, "seed": seed, "score": 0.86 + 0.01 * seed} for seed in (0, 1)]
+    ours.append(ours[0] | {"task": "cola", "score": 0.7})
+    theirs = [row | {"method": "random", "options": {"steps": 4}, "score": row["score"] - 0.02} for row in ours]
+    theirs[1] = theirs[1] | {"score": 0.86}
+    twice = theirs[0] | {"options": {"steps": 8}}
+    unlike = [twice | {"precision": "bf16"}, twice | {"strategy": "gptq"}, twice | {"options": {"steps": 16}}]
+    in_pairs = theirs[1] | {"method": "no-sga", "setting": "now; generated inputs in pairs"}
+    write(results / "zeroshot_quality.jsonl", [*ours, *theirs, twice, *unlike, in_pairs, START])
+    left = "| m | w2a8 | mse | fp32 | steps 4, ratio 5 |"
+    assert tables.TABLES["zeroshot_paired"](results).splitlines()[2:] == [
+        f"{left} random | steps 4 | 1.5 ± 0.7 (n=2) | 2.0 (n=1) | sst2 | 1.5 ± 0.7 (n=2) |",
+        f"{left} random | steps 8 | 2.0 (n=1) | – | sst2 | 2.0 (n=1) |",
+        f"{left} rtn | – | 7.0 (n=1) | – | sst2 | 7.0 (n=1) |",
+    ]
+
+
 def test_the_table_of_held_out_runs_says_what_was_changed(results):
     write(results / "zeroshot_quality.jsonl", [ROW, TRIED])
     assert tables.TABLES["zeroshot_held_out"](results).splitlines()[2:] == [
