@@ -16,7 +16,7 @@ from perplexity import WIKIPEDIA, WIKITEXT
 from rows import RESULTS, Row, append, done
 from training_device import training_device
 from tuning_quality import remove
-from zeroshot_quality import taken
+from zeroshot_quality import SETTING, taken
 
 import lowbit
 from lowbit.checkpoint import measure
@@ -25,7 +25,7 @@ from lowbit.zeroshot import METHODS
 
 FILE = RESULTS / "zeroshot_perplexity.jsonl"
 WINDOW = 256
-KEY = ("model", "scheme", "method", "options", "generator", "seed", "precision")
+KEY = ("model", "scheme", "method", "options", "generator", "seed", "precision", "setting")
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
         "seed": seed,
         "text": "WikiText-2 test",
         "window": WINDOW,
+        "setting": SETTING if method != "float" and METHODS[method].source == "generator" else None,
         **training_device(),
     }
     if done(FILE, row, KEY):

@@ -37,7 +37,7 @@ MAX_LENGTH = 128
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
 KEY += ("teacher_dropout", "setting")
 # What has changed since the first rows: which hidden states are compared, what a language model is read for, and pairs.
-SETTING = "all layers; written, with strays; second texts repeat"
+SETTING = "all layers; written in the target's words, half strays; second texts repeat"
 
 
 def main() -> None:

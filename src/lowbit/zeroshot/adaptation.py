@@ -24,14 +24,14 @@ _CHUNK = 1024  # positions whose scores over the whole vocabulary are held at on
 class Mixing:
     """How many rows a mixture has, how sharp it is, and whether only its first row counts in the forward pass.
 
-    ``strays``: of what a language model writes, the largest share of a text that are rows drawn evenly instead. Fewer
+    ``strays``: the share of the texts of a language model whose tokens are rows drawn evenly instead. Fewer
     than 1 candidate, a temperature that is not positive or a share beyond 0 to 1 raises :class:`SchemeError`.
     """
 
     candidates: int = 16
     temperature: float = 1.0
     hard: bool = True
-    strays: float = 1.0
+    strays: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.strays <= 1:
@@ -48,20 +48,18 @@ class FeatureAdaptation(nn.Module):
 
     A row's score is the product of its key with the mapped state. Gumbel noise is added to the scores, so that the best
     row is drawn as the softmax of the scores says (arXiv 1611.01144, here of the 256 best scores), and the
-    best candidates are mixed by a softmax at the temperature of ``mixing``. Where the state led to a token of the
-    generator's that is a row of the target's, too, that row takes the place of the best one; and in each text a share
-    of the tokens, drawn evenly up to the ``strays`` of ``mixing``, are rows that are drawn evenly from the whole table,
-    most of which a language model alone would never use. A hard mixture is its best
-    row alone, exactly a row of the table, with the gradients of the soft one.
+    best candidates are mixed by a softmax at the temperature of ``mixing``. Where the state led to a token of
+    the target's, its row takes the place of the best one; and in a share of the texts, the ``strays`` of ``mixing``,
+    rows drawn evenly from the whole table do, most of which a language model alone would never use. A hard mixture is
+    its best row alone, exactly a row of the table, with the gradients of the soft one.
 
     ``ids`` int64 [n], ``keys`` float [n, inner], ``start`` float [inner, width of the states]: the map at first.
-    ``rows``: int64 [vocabulary of the generator], where among the ``ids`` each of its tokens is, -1 for nowhere.
     ``shared`` counts the rows whose keys are the generator's own.
     """
 
     ids: torch.Tensor
     keys: torch.Tensor
-    rows: torch.Tensor | None
+    rows: torch.Tensor
 
     def __init__(
         self,
@@ -70,7 +68,6 @@ class FeatureAdaptation(nn.Module):
         start: torch.Tensor,
         mixing: Mixing,
         *,
-        rows: torch.Tensor | None = None,
         shared: int = 0,
     ) -> None:
         super().__init__()
@@ -81,7 +78,9 @@ class FeatureAdaptation(nn.Module):
         self.map.weight = nn.Parameter(start.clone())
         self.register_buffer("ids", ids.to(keys.device), persistent=False)
         self.register_buffer("keys", keys, persistent=False)
-        self.register_buffer("rows", None if rows is None else rows.to(keys.device), persistent=False)
+        rows = torch.full((int(ids.max()) + 1,), -1)  # where among the ids a token is
+        rows[ids] = torch.arange(ids.numel())
+        self.register_buffer("rows", rows.to(keys.device), persistent=False)
 
     def forward(self, states: States, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """States [rows, tokens, width] to ids and weights [rows, tokens, candidates] of a mixture, the best one first.
@@ -105,12 +104,13 @@ class FeatureAdaptation(nn.Module):
     def _given(self, states: States, rng: torch.Generator) -> torch.Tensor:
         """The place of the key of the row that is set, int64 [rows, tokens], -1 where none is."""
         rows, tokens = states.values.shape[:2]
-        if self.rows is None or states.tokens is None:
+        if states.tokens is None:
             return torch.full((rows, tokens), -1, device=self.ids.device)
-        shares = self.mixing.strays * torch.rand(rows, 1, generator=rng, device=rng.device)
-        strays = torch.rand(rows, tokens, generator=rng, device=rng.device) < shares
+        strays = torch.rand(rows, 1, generator=rng, device=rng.device) < self.mixing.strays
         drawn = torch.randint(self.ids.numel(), (rows, tokens), generator=rng, device=rng.device)
-        return torch.where(strays.to(self.ids.device), drawn.to(self.ids.device), self.rows[states.tokens])
+        known = (states.tokens >= 0) & (states.tokens < self.rows.numel())
+        written = torch.where(known, self.rows[states.tokens * known], -1)
+        return torch.where(strays.to(self.ids.device), drawn.to(self.ids.device), written)
 
     def _best(self, queries: torch.Tensor, given: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """The place of the best key for each of the queries [n, inner], int64 [n]."""
@@ -151,8 +151,10 @@ def aligned_adaptation(
     identity, so that scores of shared pieces are the language model's logits; with one tokenizer for both all are.
     Keys of other pieces are what ridge regression from the target's rows to the generator's, fitted on the shared
     ones, says of them. Vocabularies that share less than 1 % of the target's pieces raise
-    :class:`UnsupportedModelError`.
+    :class:`UnsupportedModelError`, a generator whose reader is not the target's ``tokenizer`` :class:`SchemeError`.
     """
+    if generator.reader.get_vocab() != tokenizer.get_vocab():
+        raise SchemeError("the generator writes in other tokens than the target's; load it with reader=tokenizer")
     ids = _checked_ids(target, tokenizer)
     pairs = shared_pieces(generator.tokenizer, tokenizer)
     pairs = pairs[torch.isin(pairs[:, 1], ids) & (pairs[:, 0] < generator.output_table.shape[0])]
@@ -165,19 +167,7 @@ def aligned_adaptation(
     theirs = generator.output_table[pairs[:, 0].to(generator.output_table.device)].to(features)
     keys = _regressed(features[known], theirs, features)
     keys[known] = theirs
-    start, rows = torch.eye(generator.width).to(keys), _rows_of_tokens(generator, tokenizer, ids)
-    return FeatureAdaptation(ids, keys, start, mixing, rows=rows, shared=len(pairs))
-
-
-def _rows_of_tokens(
-    generator: LanguageModelGenerator, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor
-) -> torch.Tensor:
-    """Where among the target's ``ids`` each token of the generator is, int64, -1 for nowhere."""
-    rows = torch.full((generator.output_table.shape[0],), -1)
-    pairs = shared_pieces(tokenizer, generator.tokenizer)
-    pairs = pairs[torch.isin(pairs[:, 0], ids) & (pairs[:, 1] < len(rows))]
-    rows[pairs[:, 1]] = torch.searchsorted(ids, pairs[:, 0].contiguous())
-    return rows
+    return FeatureAdaptation(ids, keys, torch.eye(generator.width).to(keys), mixing, shared=len(pairs))
 
 
 def random_adaptation(

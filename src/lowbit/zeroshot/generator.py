@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +16,15 @@ from lowbit.adapter import load_causal_lm
 from lowbit.checkpoint import checkpoint_folder, load_tokenizer
 from lowbit.errors import DataError, UnsupportedModelError
 from lowbit.loop import isolated_rng
+from lowbit.zeroshot.spelling import Spelling
 from lowbit.zeroshot.writing import Writer
+
+_LONGER = 1.25  # times as many tokens are written as a reader is to have, whose tokens may be longer
 
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """``values`` float [rows, length, width]; ``tokens`` int64 [rows, length], those of the generator that followed."""
+    """``values`` float [rows, length, width]; ``tokens`` int64 [rows, length]: what they led to, -1 for nothing."""
 
     values: torch.Tensor
     tokens: torch.Tensor | None = None
@@ -63,14 +68,20 @@ class LanguageModelGenerator(nn.Module):
     """A causal language model that writes; its states are the last hidden ones that led to each token of a text.
 
     ``states @ output_table.T`` are the model's logits. It writes as :class:`lowbit.zeroshot.writing.Writer` says, by
-    ``project(states) @ output_table.T``, so that a projection that is trained changes what is written. The model is put
-    in eval mode and into float32. One whose hidden states are not as wide as its output table raises
-    :class:`UnsupportedModelError`.
+    ``project(states) @ output_table.T``, so that a projection that is trained changes what is written. With ``reader``,
+    the tokenizer of the model that is to read the text, that one's tokens are told, each with the state that led to
+    the place where it begins. The model is put in eval mode and into float32. One whose hidden states are not as
+    wide as its output table raises :class:`UnsupportedModelError`.
     """
 
     output_table: torch.Tensor
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reader: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.tokenizer = model.base_model.eval().float().requires_grad_(True), tokenizer
         output = model.get_output_embeddings()
@@ -79,28 +90,36 @@ class LanguageModelGenerator(nn.Module):
         self.register_buffer("output_table", output.weight.detach().float(), persistent=False)
         self.width = self.output_table.shape[1]
         self._writer = Writer(self.model, tokenizer)
+        self.reader = tokenizer if reader is None else reader
+        is_other = self.reader.get_vocab() != tokenizer.get_vocab()
+        self._spelling = Spelling(tokenizer, self.reader) if is_other else None
 
     @classmethod
-    def load(cls, source: str | Path) -> LanguageModelGenerator:
+    def load(cls, source: str | Path, reader: PreTrainedTokenizerBase | None = None) -> LanguageModelGenerator:
         """The generator of a folder or hub id.
 
         What cannot be read raises CheckpointError, a model of another kind :class:`UnsupportedModelError`.
         """
         folder = checkpoint_folder(source)
-        return cls(load_causal_lm(folder, dtype=torch.float32), load_tokenizer(folder))
+        return cls(load_causal_lm(folder, dtype=torch.float32), load_tokenizer(folder), reader)
 
     def states(self, rows: int, length: int, rng: torch.Generator, project: nn.Module) -> States:
         """States and the tokens they led to; the first token that was written led to none and is left out.
 
-        Longer rows than the model has positions for raise :class:`DataError`.
+        A reader's tokens behind the end of what was written are -1. Longer rows than the model has positions for raise
+        :class:`DataError`.
         """
         room = self._writer.room
         if room is not None and length > room:
             raise DataError(f"the generator has {room} positions, {length} are asked for; use shorter lengths")
         table = self.output_table.t()
-        written = self._writer.write(rows, length + 1, rng, lambda output: project(output.last_hidden_state) @ table)
-        written = written.to(self.model.device)
-        start = self._writer.start.to(written.device)
-        read = torch.cat([start.expand(rows, -1), written[:, :-1]], dim=1)
-        states = self.model(input_ids=read, use_cache=False).last_hidden_state
-        return States(states[:, len(start) :], written[:, 1:])
+        asked = length if self._spelling is None else min(math.ceil(_LONGER * length), room or sys.maxsize)
+        written = self._writer.write(rows, asked + 1, rng, lambda output: project(output.last_hidden_state) @ table)
+        start = self._writer.start
+        read = torch.cat([start.expand(rows, -1), written[:, :-1]], dim=1).to(self.model.device)
+        states = self.model(input_ids=read, use_cache=False).last_hidden_state[:, len(start) :]
+        if self._spelling is None:
+            return States(states, written[:, 1:].to(states.device))
+        tokens, places = (tensor.to(states.device) for tensor in self._spelling(written, length))
+        led = (places - 1)[..., None].expand(-1, -1, states.shape[-1])
+        return States(states.gather(1, led), tokens)

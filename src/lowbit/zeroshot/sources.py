@@ -50,7 +50,7 @@ class GeneratorSource:
             adaptation = random_adaptation(built.width, model, tokenizer, mixing, seed=options.seed)
             self._batches = BatchSource(built, adaptation, template)
         else:
-            loaded = LanguageModelGenerator.load(options.generator)
+            loaded = LanguageModelGenerator.load(options.generator, tokenizer)
             adaptation = aligned_adaptation(loaded, model, tokenizer, mixing)
             self._batches = BatchSource(loaded, adaptation, template)
 
