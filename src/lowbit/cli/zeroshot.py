@@ -57,7 +57,7 @@ def zeroshot(
     schedule: options.Schedule = "linear",
     temperature: Annotated[float, typer.Option("--temperature", help="Of the logits, in the loss.")] = 1,
     hidden: Annotated[float, typer.Option("--hidden", help="What the hidden states count in the loss.")] = 1,
-    rho: Annotated[float, typer.Option("--rho", help="How far SAM perturbs the weights.")] = 0.005,
+    rho: Annotated[float, typer.Option("--rho", help="How far SAM perturbs the weights.")] = 0.001,
     relative: Annotated[bool, typer.Option("--relative", help="rho is in lengths of the weights.")] = False,
     adaptive: Annotated[bool, typer.Option("--adaptive", help="rho is in units of each single weight (ASAM).")] = False,
     per_tensor: Annotated[bool, typer.Option("--per-tensor", help="rho is of each matrix by itself.")] = False,

@@ -55,7 +55,7 @@ class ZeroShotOptions:
     schedule: str = "linear"
     temperature: float = 1.0
     hidden: float = 1.0
-    rho: float = 0.005
+    rho: float = 0.001
     relative: bool = False
     adaptive: bool = False
     per_tensor: bool = False
