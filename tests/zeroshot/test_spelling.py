@@ -26,6 +26,12 @@ def by_bytes():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+def by_bytes_of_the_whole_text():
+    tokenizer = by_bytes()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer
+
+
 def by_words():
     tokenizer = Tokenizer(WordPiece({token: index for index, token in enumerate(WORDS)}, unk_token="?"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), pre_tokenizers.BertPreTokenizer()
@@ -52,6 +58,13 @@ def test_a_character_of_two_bytes_is_one_place_of_the_text():
 def test_the_word_of_the_first_token_is_left_out():
     """No state led to its beginning."""
     assert spelled("films film", 1) == (["film"], [6])
+
+
+def test_a_reader_without_words_keeps_what_begins_behind_the_first_token():
+    spelling = Spelling(WRITER, by_bytes_of_the_whole_text())
+    tokens, places = spelling(torch.tensor([WRITER("a film")["input_ids"]]), 5)
+    assert tokens.tolist() == [WRITER("a film")["input_ids"][1:]]
+    assert places.tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_behind_the_end_there_is_no_token_and_the_last_place():

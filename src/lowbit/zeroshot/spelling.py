@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,10 @@ class Spelling:
         self._writer, self._reader = writer, reader
 
     def __call__(self, written: torch.Tensor, length: int) -> Spelled:
-        """The first ``length`` tokens of whole words behind the first token of ``written``, int64 [rows, tokens]."""
+        """The first ``length`` tokens of whole words behind the first token of ``written``, int64 [rows, tokens].
+
+        Of a reader that splits no text into words, the tokens that begin behind the first one.
+        """
         last = written.shape[1] - 1
         tokens = torch.full((len(written), length), NO_TOKEN)
         places = torch.full_like(tokens, last)
@@ -46,8 +50,7 @@ class Spelling:
             encoded = self._reader(text, add_special_tokens=False, return_offsets_mapping=True)
             starts = torch.tensor([start for start, _ in encoded["offset_mapping"]], dtype=torch.long)
             begun = torch.searchsorted(ends, starts, right=True).clamp_max(last)
-            opening = {word for word, place in zip(encoded.word_ids(), begun.tolist(), strict=True) if place == 0}
-            kept = [index for index, word in enumerate(encoded.word_ids()) if word not in opening][:length]
+            kept = _behind(begun.tolist(), encoded.word_ids())[:length]
             tokens[row, : len(kept)] = torch.tensor(encoded["input_ids"], dtype=torch.long)[kept]
             places[row, : len(kept)] = begun[kept]
         return Spelled(tokens, places)
@@ -57,3 +60,10 @@ class Spelling:
         parts = [ids[: end + 1] for end in range(len(ids))]
         texts = self._writer.batch_decode(parts, clean_up_tokenization_spaces=False)
         return texts[-1], torch.tensor([len(text) for text in texts])
+
+
+def _behind(places: Sequence[int], words: Sequence[int | None]) -> list[int]:
+    """Which tokens are of no word that begins in place 0; if all are, which begin elsewhere."""
+    opening = {word for word, place in zip(words, places, strict=True) if place == 0}
+    whole = [index for index, word in enumerate(words) if word not in opening]
+    return whole or [index for index, place in enumerate(places) if place > 0]
