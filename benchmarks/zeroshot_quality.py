@@ -36,8 +36,9 @@ PAIRS = {"stsb": 1.0, "mrpc": 1.0, "rte": 1.0, "qqp": 1.0, "mnli": 1.0, "qnli": 
 MAX_LENGTH = 128
 KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed", "options", "generator", "precision")
 KEY += ("teacher_dropout", "setting")
-# What has changed since the first rows: which hidden states are compared, what a language model is read for, and pairs.
-SETTING = "all layers; written in the target's words, half strays; second texts repeat"
+# What has changed since the first rows: which hidden states are compared, what a language model is read for, pairs, and
+# on what the best state is chosen.
+SETTING = "all layers; written in the target's words, half strays; second texts repeat; kept by words and tokens"
 
 
 def main() -> None:

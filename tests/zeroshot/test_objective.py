@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lowbit.calibration import generated_inputs
 from lowbit.losses import hidden_distance
 from lowbit.quantize import fake_quantize_model
 from lowbit.zeroshot import parse_recipe
@@ -75,6 +76,30 @@ def test_outputs_of_the_teacher_have_no_distance(tiny, arch, class_name):
         assert objective.loss(student, target, batch) > 1e-2
     assert measure(student) > 1e-2 > abs(measure(copy_of(teacher)))
     assert measure(student) == measure(student)
+
+
+def test_what_is_measured_is_neither_what_gptq_sees_nor_of_its_kind_alone(tiny):
+    """In the one half frequent words prevail, in the other all are alike."""
+    teacher, _, _ = pair(tiny, *MODELS[0])
+    batches = Yardstick(teacher, OutputObjective(teacher.model, 1.0, 1.0))._batches
+    assert [len(batch.inputs["input_ids"]) for batch in batches] == [32] * 8
+    seen = {tuple(row) for batch in generated_inputs(teacher.model, teacher.tokenizer) for row in _rows(batch)}
+    assert not seen & {tuple(row) for batch in batches for row in _rows(batch.inputs)}
+    shares = []
+    for half in (batches[:4], batches[4:]):
+        words = torch.cat([batch.inputs["input_ids"][batch.inputs["input_ids"] > 3] for batch in half])
+        shares.append(float(words.bincount().max() / len(words)))
+    assert shares[0] > 0.15 > shares[1]
+
+
+def test_what_is_measured_comes_in_pairs_where_the_model_reads_pairs(tiny):
+    teacher, _, _ = pair(tiny, *MODELS[0])
+    batches = Yardstick(teacher, OutputObjective(teacher.model, 1.0, 1.0), pairs=1.0)._batches
+    assert all((batch.inputs["input_ids"] == 3).sum(1).tolist() == [2] * 32 for batch in batches)
+
+
+def _rows(inputs):
+    return inputs["input_ids"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_checkpoint_of_another_run_is_refused(tiny, tmp_path):
     interrupted(tiny.model("bert"), tmp_path / "out")
     before = file_bytes(tmp_path)
     others = [
-        ({"options": dataclasses.replace(RUN, rho=0.1)}, r"\(rho was 0.005, now 0.1\)"),
+        ({"options": dataclasses.replace(RUN, rho=0.1)}, r"\(rho was 0.001, now 0.1\)"),
         ({"options": RUN, "method": "no-sam"}, r"\(method was zsaq, now no-sam\)"),
         ({"options": dataclasses.replace(RUN, generator=tiny.model("opt"))}, r"\(generator was None.*other source\)"),
     ]

@@ -14,9 +14,13 @@ from transformers import PreTrainedModel
 from lowbit.calibration import generated_inputs
 from lowbit.losses import hidden_distance, output_distance
 from lowbit.zeroshot.batches import GeneratedBatch
+from lowbit.zeroshot.options import ZeroShotOptions
+from lowbit.zeroshot.sources import RandomTokens
 from lowbit.zeroshot.student import Teacher, forward
 
 _EVERY = 4  # of the batches of generated texts, which are sorted by length
+_DRAWN, _ROWS = 4, 32  # batches of evenly drawn tokens
+_SEED = 718_281_828  # no seed that a run is likely to have
 
 
 class Objective(Protocol):
@@ -88,15 +92,19 @@ class BlockObjective:
 
 
 class Yardstick:
-    """How far a student is from its teacher on generated texts that no method is trained on.
+    """How far a student is from its teacher on generated texts, the same for every method and seed.
 
-    Words by Zipf's law, as in :func:`lowbit.calibration.generated_inputs`, of which a share are ``pairs`` of texts: the
-    same for every method and seed.
+    128 of words by Zipf's law, as :func:`lowbit.calibration.generated_inputs` makes them, but other ones than any run
+    is likely to see, and 128 of tokens drawn evenly; of both a share are ``pairs`` of texts. Zipf's words alone would
+    favour a student that GPTQ has rounded by their like.
     """
 
     def __init__(self, teacher: Teacher, objective: OutputObjective, pairs: float = 0.0) -> None:
-        found = generated_inputs(teacher.model, teacher.tokenizer, pairs=pairs)[::_EVERY]
-        self._batches = [GeneratedBatch(dict(batch)) for batch in found]
+        words = generated_inputs(teacher.model, teacher.tokenizer, pairs=pairs, seed=_SEED)[::_EVERY]
+        tokens = RandomTokens(teacher.model, teacher.tokenizer, ZeroShotOptions(pairs=pairs))
+        rng = torch.Generator().manual_seed(_SEED)
+        self._batches = [GeneratedBatch(dict(batch)) for batch in words]
+        self._batches += [tokens.draw(_ROWS, rng) for _ in range(_DRAWN)]
         self.objective = objective
 
     @torch.no_grad()
