@@ -38,7 +38,7 @@ KEY = ("kind", "model", "task", "method", "scheme", "strategy", "levels", "seed"
 KEY += ("teacher_dropout", "setting")
 # What has changed since the first rows: which hidden states are compared, what a language model is read for, pairs, and
 # on what the best state is chosen.
-SETTING = "all layers; written in the target's words, half strays; second texts repeat; kept by words and tokens"
+SETTING = "all layers; written in the target's words, half strays; second texts repeat; kept by words, tokens and text"
 
 
 def main() -> None:

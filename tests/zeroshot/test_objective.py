@@ -10,6 +10,7 @@ from lowbit.zeroshot import parse_recipe
 from lowbit.zeroshot.objective import BlockObjective, OutputObjective, Yardstick
 from lowbit.zeroshot.sources import RandomTokens
 from lowbit.zeroshot.student import block_paths, copy_of, fake_linears, forward, load_teacher, parameter_groups
+from tests.tiny import random_states
 from tests.zeroshot.runs import chosen
 
 MODELS = [
@@ -96,6 +97,18 @@ def test_what_is_measured_comes_in_pairs_where_the_model_reads_pairs(tiny):
     teacher, _, _ = pair(tiny, *MODELS[0])
     batches = Yardstick(teacher, OutputObjective(teacher.model, 1.0, 1.0), pairs=1.0)._batches
     assert all((batch.inputs["input_ids"] == 3).sum(1).tolist() == [2] * 32 for batch in batches)
+
+
+def test_a_language_model_writes_a_third_of_what_is_measured(tiny):
+    teacher, student, _ = pair(tiny, *MODELS[0])
+    objective = OutputObjective(teacher.model, 1.0, 1.0)
+    before = random_states()
+    without, measure = Yardstick(teacher, objective), Yardstick(teacher, objective, generator=tiny.model("opt"))
+    assert random_states() == before
+    assert len(measure._batches) == 12
+    for ours, theirs in zip(without._batches, measure._batches, strict=False):
+        assert torch.equal(ours.inputs["input_ids"], theirs.inputs["input_ids"])
+    assert measure(student) != without(student)
 
 
 def _rows(inputs):

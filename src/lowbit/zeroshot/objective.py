@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,11 +16,12 @@ from lowbit.calibration import generated_inputs
 from lowbit.losses import hidden_distance, output_distance
 from lowbit.zeroshot.batches import GeneratedBatch
 from lowbit.zeroshot.options import ZeroShotOptions
-from lowbit.zeroshot.sources import RandomTokens
+from lowbit.zeroshot.sources import RandomTokens, Source
 from lowbit.zeroshot.student import Teacher, forward
+from lowbit.zeroshot.texts import SampledTexts
 
 _EVERY = 4  # of the batches of generated texts, which are sorted by length
-_DRAWN, _ROWS = 4, 32  # batches of evenly drawn tokens
+_DRAWN, _ROWS = 4, 32  # batches of each other kind
 _SEED = 718_281_828  # no seed that a run is likely to have
 
 
@@ -92,19 +94,29 @@ class BlockObjective:
 
 
 class Yardstick:
-    """How far a student is from its teacher on generated texts, the same for every method and seed.
+    """How far a student is from its teacher on generated texts, the same for every seed.
 
     128 of words by Zipf's law, as :func:`lowbit.calibration.generated_inputs` makes them, but other ones than any run
-    is likely to see, and 128 of tokens drawn evenly; of both a share are ``pairs`` of texts. Zipf's words alone would
-    favour a student that GPTQ has rounded by their like.
+    is likely to see, 128 of tokens drawn evenly, and 128 that a language model ``generator`` writes, if there is one.
+    Of each kind a share are ``pairs`` of texts. Zipf's words alone would favour a student that GPTQ has rounded by
+    their like, and to a model that judges sentences all words without sense may be one.
     """
 
-    def __init__(self, teacher: Teacher, objective: OutputObjective, pairs: float = 0.0) -> None:
-        words = generated_inputs(teacher.model, teacher.tokenizer, pairs=pairs, seed=_SEED)[::_EVERY]
-        tokens = RandomTokens(teacher.model, teacher.tokenizer, ZeroShotOptions(pairs=pairs))
+    def __init__(
+        self,
+        teacher: Teacher,
+        objective: OutputObjective,
+        pairs: float = 0.0,
+        generator: str | Path | None = None,
+    ) -> None:
+        options = ZeroShotOptions(pairs=pairs, generator=generator)
+        sources: list[Source] = [RandomTokens(teacher.model, teacher.tokenizer, options)]
+        if generator is not None:
+            sources.append(SampledTexts(teacher.model, teacher.tokenizer, options))
         rng = torch.Generator().manual_seed(_SEED)
+        words = generated_inputs(teacher.model, teacher.tokenizer, pairs=pairs, seed=_SEED)[::_EVERY]
         self._batches = [GeneratedBatch(dict(batch)) for batch in words]
-        self._batches += [tokens.draw(_ROWS, rng) for _ in range(_DRAWN)]
+        self._batches += [source.draw(_ROWS, rng) for source in sources for _ in range(_DRAWN)]
         self.objective = objective
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ def zeroshot(
         teacher = load_teacher(checkpoint_folder(model))
         objective = OutputObjective(teacher.model, options.temperature, options.hidden)
         pairs = options.pairs if texts is None else share_of_pairs(texts)
-        measure = Yardstick(teacher, objective, pairs)
+        measure = Yardstick(teacher, objective, pairs, options.generator)
         student = copy_of(teacher)
         saved = SavedRun(output, {"method": method, **options.to_dict(), "recipe": parsed.to_dict()})
         if chosen.source is None:
