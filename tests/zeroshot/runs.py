@@ -27,7 +27,7 @@ def taken(method, **changes):
     return ZeroShotOptions(**(run | changes))
 
 
-def gap_of(folder, model, pairs=0.0):
+def gap_of(folder, model, pairs=0.0, generator=None):
     """The distance of a written result to the float model that it was made of."""
     teacher = load_teacher(folder)
-    return Yardstick(teacher, OutputObjective(teacher.model, 1.0, 1.0), pairs)(lowbit.load(model))
+    return Yardstick(teacher, OutputObjective(teacher.model, 1.0, 1.0), pairs, generator)(lowbit.load(model))

@@ -23,7 +23,7 @@ def test_every_method_makes_an_ordinary_model(tiny, tmp_path, method):
     result = zeroshot(model, tmp_path / "out", method=method, texts=texts, generator=generator)
     assert (result.method, result.scheme, result.path) == (method, "w2a8o0", tmp_path / "out")
     assert (result.gap < result.start_gap) == (method != "rtn")
-    assert gap_of(model, result.path) == pytest.approx(result.gap, rel=1e-4)
+    assert gap_of(model, result.path, generator=generator) == pytest.approx(result.gap, rel=1e-4)
     assert len(result.record) == (0 if method == "rtn" else 4)
     assert any(row["sharpness"] for row in result.record) == METHODS[method].sharp
     assert all(("generator_loss" in row) == METHODS[method].ascends for row in result.record)
