@@ -14,14 +14,14 @@ from pathlib import Path
 from rows import RESULTS, Row, append, done, read_rows
 from training_device import training_device
 from tuning_quality import BATCH_SIZE, CHOSEN, DROPOUT, EPOCHS, FILE, best_rate, remove, task_data
-from zeroshot_quality import taken
+from zeroshot_quality import setting_of, taken
 
 import lowbit
 from lowbit.demo import minilm_folder
 from lowbit.zeroshot import METHODS
 
 RESULT = RESULTS / "zeroshot_backbone.jsonl"
-KEY = ("model", "scheme", "backbone", "options", "task", "seed", "rate", "precision")
+KEY = ("model", "scheme", "backbone", "options", "task", "seed", "rate", "precision", "setting")
 
 
 def main() -> None:
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace, method: str, task: str, seed: int, rate: 
         "seed": seed,
         "rate": rate,
         "epochs": EPOCHS[task],
+        "setting": setting_of(method),
         **training_device(),
     }
     if done(RESULT, row, KEY):

@@ -16,7 +16,7 @@ from perplexity import WIKIPEDIA, WIKITEXT
 from rows import RESULTS, Row, append, done
 from training_device import training_device
 from tuning_quality import remove
-from zeroshot_quality import SETTING, taken
+from zeroshot_quality import setting_of, taken
 
 import lowbit
 from lowbit.checkpoint import measure
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
         "seed": seed,
         "text": "WikiText-2 test",
         "window": WINDOW,
-        "setting": SETTING if method != "float" and METHODS[method].source == "generator" else None,
+        "setting": setting_of(method),
         **training_device(),
     }
     if done(FILE, row, KEY):

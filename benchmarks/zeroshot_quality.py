@@ -122,6 +122,11 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
     remove(output)
 
 
+def setting_of(method: str) -> str | None:
+    """The setting of a method that trains; others, and the float model, have none."""
+    return SETTING if method in METHODS and METHODS[method].source else None
+
+
 def taken(options: dict[str, Any], method: str) -> dict[str, Any]:
     """Those of the options that a method takes."""
     return {name: value for name, value in options.items() if name in METHODS[method].takes}
