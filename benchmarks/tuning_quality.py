@@ -241,7 +241,12 @@ class Study:
         if not output.exists():
             rate = self._best_rate("full", "fp32")
             options = lowbit.TuneOptions(
-                epochs=row["epochs"], batch_size=BATCH_SIZE, learning_rate=rate, seed=row["seed"], save_steps=0
+                epochs=row["epochs"],
+                batch_size=BATCH_SIZE,
+                learning_rate=rate,
+                dropout=row["dropout"],
+                seed=row["seed"],
+                save_steps=0,
             )
             lowbit.tune(self.arguments.model, output, data, method="full", options=options)
         return output

@@ -8,6 +8,7 @@ those that are there already are not made again.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -21,11 +22,11 @@ from zeroshot_quality import setting_of, taken
 import lowbit
 from lowbit.checkpoint import measure
 from lowbit.data import read_text
-from lowbit.zeroshot import METHODS
+from lowbit.zeroshot import METHODS, parse_recipe
 
 FILE = RESULTS / "zeroshot_perplexity.jsonl"
 WINDOW = 256
-KEY = ("model", "scheme", "method", "options", "generator", "seed", "precision", "setting")
+KEY = ("model", "scheme", "strategy", "method", "options", "generator", "seed", "precision", "setting")
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=["float", *METHODS], default=["float", *METHODS])
     parser.add_argument("--schemes", nargs="+", default=["w2a8", "w4a8"])
+    parser.add_argument("--strategy", default="mse", help="how the grids are found at the start")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--options", type=json.loads, default={}, help='fields of ZeroShotOptions, as {"rho": 0.1}')
     parser.add_argument("--work", type=Path, required=True, help="folder for models while they are measured")
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
     row: Row = {
         "model": arguments.name,
         "scheme": scheme,
+        "strategy": None if method == "float" else arguments.strategy,
         "method": method,
         "options": {name: value for name, value in arguments.options.items() if name in options},
         "generator": None if generator is None else generator.name,
@@ -73,8 +76,11 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
     if method != "float":
         remove(output)
         texts = paragraphs(arguments.data_dir / "lm" / WIKIPEDIA) if method == "real" else None
+        recipe = parse_recipe(scheme)
+        changed = dataclasses.replace(recipe.scheme, strategy=arguments.strategy)
+        recipe = dataclasses.replace(recipe, scheme=changed)
         chosen = lowbit.ZeroShotOptions(**options)
-        result = lowbit.zeroshot(arguments.model, output, scheme, method=method, texts=texts, options=chosen)
+        result = lowbit.zeroshot(arguments.model, output, recipe, method=method, texts=texts, options=chosen)
         row |= {"start_gap": result.start_gap, "gap": result.gap, "steps": result.steps}
         row |= {"seconds": round(result.seconds, 1), "effective_bits": round(measure(output).effective_bits, 4)}
     found = lowbit.perplexity(output, arguments.data_dir / "lm" / WIKITEXT, window=WINDOW, stride=WINDOW)

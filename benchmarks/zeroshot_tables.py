@@ -144,28 +144,39 @@ def _of_method(row: Row) -> list[str]:
 
 @table("zeroshot_perplexity")
 def zeroshot_perplexity(results: Path) -> str:
-    """One line per method: perplexity in each width, beside the float model's."""
-    found = [row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")]
-    rows = newest(found, "model", "method", "scheme", "generator", "changed", "precision", "seed")
+    """One line per method and start: perplexity in each width, beside the float model's."""
+    rows = _of_last_setting([row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")])
+    line = ("model", "strategy", "method", "generator", "changed", "precision")
+    rows = newest(rows, *line, "scheme", "seed")
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     lines = []
-    for line, own in _grouped(rows, "model", "method", "generator", "changed", "precision").items():
+    for names, own in _grouped(rows, *line).items():
         cells = [spread(row["perplexity"] for row in own if row["scheme"] == scheme) for scheme in schemes]
-        lines.append([*(name or MISSING for name in line), *cells])
-    return markdown(["Model", "Method", "Generator", "Changed", "Run in", *schemes], lines, text_columns=5)
+        lines.append([*(name or MISSING for name in names), *cells])
+    headings = ["Model", "Start", "Method", "Generator", "Changed", "Run in"]
+    return markdown([*headings, *schemes], lines, text_columns=6)
 
 
 @table("zeroshot_backbone")
 def zeroshot_backbone(results: Path) -> str:
     """One line per backbone: its scores when tuned for each task, and their mean."""
-    rows = newest(read_rows(results / "zeroshot_backbone.jsonl"), "model", "scheme", "backbone", "task", "seed")
+    rows = _of_last_setting(read_rows(results / "zeroshot_backbone.jsonl"))
+    rows = newest(rows, "model", "scheme", "backbone", "precision", "task", "seed")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = []
-    for line, own in _grouped(rows, "model", "scheme", "backbone", "generator").items():
+    for line, own in _grouped(rows, "model", "scheme", "backbone", "generator", "precision").items():
         scores = [[100 * row["score"] for row in own if row["task"] == task] for task in tasks]
         mean = f"{statistics.fmean(map(statistics.fmean, scores)):.1f}" if all(scores) else MISSING
         lines.append([*(str(name or MISSING) for name in line), *map(spread, scores), mean])
-    return markdown(["Model", "Bits", "Backbone", "Generator", *tasks, "Mean"], lines, text_columns=4)
+    headings = ["Model", "Bits", "Backbone", "Generator", "Run in"]
+    return markdown([*headings, *tasks, "Mean"], lines, text_columns=5)
+
+
+def _of_last_setting(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the setting of the last one that has any, and rows without training in the formats of these."""
+    setting = next((row["setting"] for row in reversed(rows) if row["setting"]), None)
+    formats = {row["precision"] for row in rows if row["setting"] == setting}
+    return [row for row in rows if row["setting"] == setting or (not row["setting"] and row["precision"] in formats)]
 
 
 @table("zeroshot_cost")

@@ -17,6 +17,8 @@ ROW = {
     "generator": None,
     "task": "cola",
     "seed": 0,
+    "precision": "bf16",
+    "setting": None,
     "score": 0.2,
 }
 
@@ -58,11 +60,12 @@ def test_backbones_are_made_once_and_tuned_alike(study, tmp_path):
 
 def test_the_table_has_a_line_per_backbone(results):
     rows = [ROW, ROW | {"seed": 1, "score": 0.22}, ROW | {"task": "sst2", "score": 0.8}]
-    rows += [ROW | {"backbone": "zsaq", "generator": "opt"}]
+    trained = ROW | {"backbone": "zsaq", "generator": "opt"}
+    rows += [trained | {"setting": "before", "score": 0.3}, trained | {"setting": "now"}]
     write(results / "zeroshot_backbone.jsonl", rows)
     assert tables.TABLES["zeroshot_backbone"](results).splitlines() == [
-        "| Model | Bits | Backbone | Generator | cola | sst2 | Mean |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: |",
-        "| minilm | w2 | rtn | – | 21.0 ± 1.4 (n=2) | 80.0 (n=1) | 50.5 |",
-        "| minilm | w2 | zsaq | opt | 20.0 (n=1) | – | – |",
+        "| Model | Bits | Backbone | Generator | Run in | cola | sst2 | Mean |",
+        "| --- | --- | --- | --- | --- | ---: | ---: | ---: |",
+        "| minilm | w2 | rtn | – | bf16 | 21.0 ± 1.4 (n=2) | 80.0 (n=1) | 50.5 |",
+        "| minilm | w2 | zsaq | opt | bf16 | 20.0 (n=1) | – | – |",
     ]
