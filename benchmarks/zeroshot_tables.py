@@ -145,9 +145,9 @@ def _of_method(row: Row) -> list[str]:
 @table("zeroshot_perplexity")
 def zeroshot_perplexity(results: Path) -> str:
     """One line per method and start: perplexity in each width, beside the float model's."""
-    rows = _of_last_setting([row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")])
+    found = [row | {"changed": _changed(row)} for row in read_rows(results / "zeroshot_perplexity.jsonl")]
     line = ("model", "strategy", "method", "generator", "changed", "precision")
-    rows = newest(rows, *line, "scheme", "seed")
+    rows = newest(_of_last_setting(found), *line, "scheme", "seed")
     schemes = list(dict.fromkeys(row["scheme"] for row in rows))
     lines = []
     for names, own in _grouped(rows, *line).items():

@@ -9,8 +9,8 @@ from benchmarks import tables
 from tests.benchmarks.test_tables import write
 from tests.zeroshot.runs import RUN, TEXTS
 
-ROW = {"model": "opt", "scheme": "w2a8", "strategy": "mse", "method": "rtn", "options": {}, "generator": None, "seed": 0}
-ROW |= {"precision": "fp32", "setting": None}
+ROW = {"model": "opt", "scheme": "w2a8", "strategy": "mse", "method": "rtn", "options": {}, "generator": None}
+ROW |= {"seed": 0, "precision": "fp32", "setting": None}
 
 
 @pytest.fixture
