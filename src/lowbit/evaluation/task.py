@@ -37,7 +37,10 @@ def evaluate(
     task = task_fields(loaded, adapter)
     names = task.get("label_names")
     if names is not None and data.label_names is not None and tuple(names) != data.label_names:
-        raise DataError(f"the model was trained on the labels {list(names)}, the data has {list(data.label_names)}")
+        raise DataError(
+            f"the model was trained on the labels {list(names)}, the data has {list(data.label_names)}; "
+            f"give rows of the task it was tuned for, with the same label names"
+        )
     length = max_length or task.get("max_length", 128)
     return score_model(
         loaded, load_tokenizer(folder), data, max_length=length, batch_size=batch_size, progress=progress
