@@ -78,9 +78,14 @@ def _gains(ours: Sequence[Row], theirs: Sequence[Row], task: str) -> dict[int, f
 
 
 def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
-    """How much of the way from the best score without training to the teacher's the mean score is."""
+    """How much of the way from the best score without training to the teacher's the mean score is.
+
+    Nothing is said where that way is shorter than a point, which is noise.
+    """
     scores = [statistics.fmean(row["score"] for row in rows) for rows in _grouped(starts, "strategy").values()]
     start, teacher = max(scores), own[0]["teacher_score"]
+    if teacher - start < 0.01:
+        return MISSING
     return f"{100 * (statistics.fmean(row['score'] for row in own) - start) / (teacher - start):.0f} %"
 
 

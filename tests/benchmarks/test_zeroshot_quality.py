@@ -134,6 +134,12 @@ def test_runs_by_pairs_and_in_another_precision_have_lines_and_starts_of_their_o
     ]
 
 
+def test_nothing_is_recovered_where_nothing_was_lost(results):
+    write(results / "zeroshot_quality.jsonl", [ROW, START | {"score": 0.895}])
+    line, _ = tables.TABLES["zeroshot_quality"](results).splitlines()[2:]
+    assert line == "| m | sst2 | w2a8 | mse | texts | zsaq | opt | – | fp32 | 90.0 | 86.0 (n=1) | – | 0.123 | 0.500 |"
+
+
 def test_the_table_of_differences_pairs_runs_by_seed_and_start(results):
     """With as many steps and twice as many; the mean is over the tasks with the most seeds in common."""
     ours = [ROW | {"options": {"steps": 4, "ratio": 5}, "seed": seed, "score": 0.86 + 0.01 * seed} for seed in (0, 1)]
