@@ -115,7 +115,7 @@ def measure(case: Case, folder: Path, arguments: argparse.Namespace) -> dict:
     """Seconds of each step and peak bytes of one case in this process."""
     watch = Watch(Memory(default_device()))
     ordinary = arguments.length - 2
-    options = {"rho": 0.05 if case.sharp else 0.0} if case.method == "no-sga" else {}
+    options = {"rho": 0.05 if case.sharp else 0.0} if case.method == "no-sga" else {"ratio": 1}
     chosen = lowbit.ZeroShotOptions(
         steps=arguments.steps + 2,
         batch_size=arguments.batch,

@@ -7,7 +7,7 @@ from lowbit.zeroshot.objective import OutputObjective, Yardstick
 from lowbit.zeroshot.student import load_teacher
 
 RUN = {"steps": 4, "batch_size": 4, "lengths": (2, 8), "candidates": 4, "learning_rate": 5e-3}
-RUN |= {"evaluate_steps": 2, "save_steps": 0, "precision": "fp32"}
+RUN |= {"evaluate_steps": 2, "save_steps": 0, "precision": "fp32", "ratio": 1}
 TEXTS = ["the film was good", "a bad book", "it was a very poor song", "great"]
 
 

@@ -65,7 +65,7 @@ def zeroshot(
         Literal["weight", "latent"], typer.Option("--perturb", help="The quantized weight, or the latent one.")
     ] = "weight",
     generator_rate: Annotated[float, typer.Option("--generator-rate", help="Learning rate of the generator.")] = 1e-4,
-    ratio: Annotated[int, typer.Option("--ratio", min=1, help="Steps of the student per step of the generator.")] = 1,
+    ratio: Annotated[int, typer.Option("--ratio", min=1, help="Steps of the student per step of the generator.")] = 5,
     diversity: Annotated[float, typer.Option("--diversity", help="What varied batches count for the generator.")] = 0.3,
     evaluate_steps: Annotated[
         int, typer.Option("--evaluate-steps", min=1, help="Steps after which the distance to the teacher is measured.")

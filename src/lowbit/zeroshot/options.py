@@ -61,7 +61,7 @@ class ZeroShotOptions:
     per_tensor: bool = False
     perturb: str = "weight"
     generator_rate: float = 1e-4
-    ratio: int = 1
+    ratio: int = 5
     diversity: float = 0.3
     evaluate_steps: int = 50
     patience: int | None = None
