@@ -39,7 +39,7 @@ def evaluate(
     if names is not None and data.label_names is not None and tuple(names) != data.label_names:
         raise DataError(
             f"the model was trained on the labels {list(names)}, the data has {list(data.label_names)}; "
-            f"give rows of the task it was tuned for, with the same label names"
+            "give rows of the task it was tuned for, with the same label names"
         )
     length = max_length or task.get("max_length", 128)
     return score_model(
