@@ -8,7 +8,6 @@ those that are there already are not made again.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,12 +16,12 @@ from perplexity import WIKIPEDIA, WIKITEXT
 from rows import RESULTS, Row, append, done
 from training_device import training_device
 from tuning_quality import remove
-from zeroshot_quality import setting_of, taken
+from zeroshot_quality import recipe_of, setting_of, taken
 
 import lowbit
 from lowbit.checkpoint import measure
 from lowbit.data import read_text
-from lowbit.zeroshot import METHODS, parse_recipe
+from lowbit.zeroshot import METHODS
 
 FILE = RESULTS / "zeroshot_perplexity.jsonl"
 WINDOW = 256
@@ -76,9 +75,7 @@ def run(arguments: argparse.Namespace, method: str, scheme: str, seed: int) -> N
     if method != "float":
         remove(output)
         texts = paragraphs(arguments.data_dir / "lm" / WIKIPEDIA) if method == "real" else None
-        recipe = parse_recipe(scheme)
-        changed = dataclasses.replace(recipe.scheme, strategy=arguments.strategy)
-        recipe = dataclasses.replace(recipe, scheme=changed)
+        recipe = recipe_of(scheme, strategy=arguments.strategy)
         chosen = lowbit.ZeroShotOptions(**options)
         result = lowbit.zeroshot(arguments.model, output, recipe, method=method, texts=texts, options=chosen)
         row |= {"start_gap": result.start_gap, "gap": result.gap, "steps": result.steps}

@@ -96,14 +96,12 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
     teacher, output = arguments.teachers / f"{task}-full-fp32-0", arguments.work / f"{task}-{method}-{scheme}-{seed}"
     needs_train = method == "real" or kind == "held-out"
     data = glue_data(task, arguments.data_dir, train=needs_train, splits=SPLITS.get(task), seed=0)
-    recipe = parse_recipe(scheme)
-    changed = dataclasses.replace(recipe.scheme, strategy=arguments.strategy, levels=arguments.levels)
     options = {"pairs": PAIRS.get(task, 0.0), "generator": generator, "seed": seed, **row["options"]}
     remove(output)
     result = lowbit.zeroshot(
         teacher,
         output,
-        dataclasses.replace(recipe, scheme=changed),
+        recipe_of(scheme, strategy=arguments.strategy, levels=arguments.levels),
         method=method,
         texts=training_texts(data) if method == "real" else None,
         options=lowbit.ZeroShotOptions(**taken(options, method)),
@@ -120,6 +118,12 @@ def run(arguments: argparse.Namespace, kind: str, task: str, method: str, scheme
         data = held_out(data)
     append(FILE, row | ({} if kind == "trial" else on_dev(teacher, output, data)))
     remove(output)
+
+
+def recipe_of(scheme: str, **start: str) -> lowbit.Recipe:
+    """The recipe of a scheme in short form whose grids start as fields of Scheme say."""
+    recipe = parse_recipe(scheme)
+    return dataclasses.replace(recipe, scheme=dataclasses.replace(recipe.scheme, **start))
 
 
 def setting_of(method: str) -> str | None:

@@ -91,8 +91,14 @@ def _recovered(own: Sequence[Row], starts: Sequence[Row]) -> str:
 
 def _current(results: Path) -> list[Row]:
     """Finals in the setting of the last one, the newest of each."""
-    rows = _rows(results, "final")
-    return newest([row for row in rows if row["setting"] == rows[-1]["setting"]], *_LINE, "seed")
+    return newest(_of_last_setting(_rows(results, "final")), *_LINE, "seed")
+
+
+def _of_last_setting(rows: Sequence[Row]) -> list[Row]:
+    """Rows in the setting of the last one that has any, and rows without training in the formats of these."""
+    setting = next((row["setting"] for row in reversed(rows) if row["setting"]), None)
+    formats = {row["precision"] for row in rows if row["setting"] == setting}
+    return [row for row in rows if row["setting"] == setting or (not row["setting"] and row["precision"] in formats)]
 
 
 def _grouped(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
@@ -175,13 +181,6 @@ def zeroshot_backbone(results: Path) -> str:
         lines.append([*(str(name or MISSING) for name in line), *map(spread, scores), mean])
     headings = ["Model", "Bits", "Backbone", "Generator", "Run in"]
     return markdown([*headings, *tasks, "Mean"], lines, text_columns=5)
-
-
-def _of_last_setting(rows: Sequence[Row]) -> list[Row]:
-    """Rows in the setting of the last one that has any, and rows without training in the formats of these."""
-    setting = next((row["setting"] for row in reversed(rows) if row["setting"]), None)
-    formats = {row["precision"] for row in rows if row["setting"] == setting}
-    return [row for row in rows if row["setting"] == setting or (not row["setting"] and row["precision"] in formats)]
 
 
 @table("zeroshot_cost")
