@@ -64,11 +64,12 @@ def test_the_start_is_made_by_the_strategy(study):
 
 def test_the_table_has_a_line_per_method_and_start_in_the_last_setting(results):
     rows = [ROW | {"perplexity": 500.0}, ROW | {"scheme": "w4a8", "perplexity": 350.0}]
-    rows += [ROW | {"strategy": "gptq", "perplexity": 450.0}, ROW | {"precision": "bf16", "perplexity": 501.0}]
+    rows += [ROW | {"strategy": "gptq", "perplexity": 450.0}, ROW | {"precision": "fp16", "perplexity": 501.0}]
     tried = ROW | {"method": "zsaq", "generator": "opt", "options": {"steps": 9}, "setting": "now"}
     rows += [tried | {"setting": "before", "seed": 2, "perplexity": 395.0}]
     rows += [tried | {"setting": "before", "precision": "bf16", "perplexity": 390.0}]
     rows += [tried | {"perplexity": 400.0}, tried | {"perplexity": 402.0, "seed": 1}]
+    rows += [tried | {"perplexity": 391.0, "precision": "bf16"}]
     write(results / "zeroshot_perplexity.jsonl", rows)
     assert tables.TABLES["zeroshot_perplexity"](results).splitlines() == [
         "| Model | Start | Method | Generator | Changed | Run in | w2a8 | w4a8 |",
@@ -76,4 +77,5 @@ def test_the_table_has_a_line_per_method_and_start_in_the_last_setting(results):
         "| opt | mse | rtn | – | – | fp32 | 500.0 (n=1) | 350.0 (n=1) |",
         "| opt | gptq | rtn | – | – | fp32 | 450.0 (n=1) | – |",
         "| opt | mse | zsaq | opt | steps 9 | fp32 | 401.0 ± 1.4 (n=2) | – |",
+        "| opt | mse | zsaq | opt | steps 9 | bf16 | 391.0 (n=1) | – |",
     ]
