@@ -184,6 +184,17 @@ def test_step_sizes_train_while_outliers_do_not(x, bias):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("values", [1, 3 * OUT])
+def test_gradients_are_the_same_however_many_tokens_are_summed_at_once(values, bias, monkeypatch):
+    monkeypatch.setattr("lowbit.kernels.linear._VALUES", values)
+    tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme(outliers=RULES[1])))
+    x = gaussian(7 * torch.get_num_threads(), IN, seed=1).requires_grad_()
+    _, found = gradients(quant_linear, x, tensor, bias)
+    _, expected = gradients(dense_reference, x, tensor, bias)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
 def test_an_output_may_be_changed_in_place(x, bias):
     """As DeBERTa does; the gradient of the step sizes goes by the output."""
     tensor = trainable(quantize_tensor(gaussian(OUT, IN), Scheme()))

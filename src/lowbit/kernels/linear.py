@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.zeros(1), (1, 1))
 
 _TOKENS = 128  # of a transposed tile on the CPU: few enough for its caches, many enough for fast inner products
+_VALUES = 2**18  # of one float32 intermediate: larger ones go through memory that the system must clear first
 
 
 def quant_linear(
@@ -79,19 +80,37 @@ def _transposed(x: torch.Tensor) -> Iterator[torch.Tensor]:
                 yield from torch.channel_shuffle(tiles, tokens).permute(0, 2, 3, 1).reshape(-1, x.shape[1], tokens)
 
 
+def bias_gradient(grad: torch.Tensor) -> torch.Tensor:
+    """``grad`` [tokens, out] summed over the tokens, [out] in float32 or, of a float64 ``grad``, in float64."""
+    rows = grad.new_zeros(grad.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+    for part in _pieces(grad):
+        rows += part.to(rows.dtype).sum(dim=0)
+    return rows
+
+
+def _pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``x`` [tokens, features] on the CPU some tokens at a time, for intermediates in float32 that fit into caches."""
+    if x.device.type != "cpu":
+        return (x,)
+    return x.split(max(1, _VALUES * torch.get_num_threads() // x.shape[1]))
+
+
 def scale_gradient(
     grad: torch.Tensor,
     product: torch.Tensor,
     tensor: QuantizedTensor,
     outlier_grad: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Gradient of step sizes of rows [out, 1] or of the whole weight [1, 1], none of them 0, float32.
 
     The decoded weight is linear in its step size s, so that s dL/ds is the inner product of the weight with its
     gradient, which is that of ``product`` with ``grad`` [tokens, out] less the outliers' part, values times
-    ``outlier_grad``. Reference: :func:`dense_scale_gradient`.
+    ``outlier_grad``. ``product`` may have a ``bias`` [out] added to it. Reference: :func:`dense_scale_gradient`.
     """
-    rows = (grad.float() * product.float()).sum(dim=0)
+    rows = torch.zeros(grad.shape[1], device=grad.device)
+    for part, output in zip(_pieces(grad), _pieces(product), strict=True):
+        rows += (part.float() * (output.float() if bias is None else output.float() - bias)).sum(dim=0)
     if outlier_grad is not None:
         assert tensor.outlier_value is not None
         assert tensor.outlier_ptr is not None
@@ -151,7 +170,7 @@ class _QuantLinear(torch.autograd.Function):
             if needs_x:
                 grad_x = grad @ _weight(tensor, ctx.cache, grad.dtype)
             if needs_bias:
-                grad_bias = grad.sum(dim=0, dtype=torch.promote_types(grad.dtype, torch.float32))
+                grad_bias = bias_gradient(grad)
             if x is not None and ctx.remake is not None:
                 x = ctx.remake(x).reshape(-1, tensor.shape[1]).to(grad.dtype)
             if values is not None and (needs_values or needs_scale):
@@ -162,17 +181,10 @@ class _QuantLinear(torch.autograd.Function):
                 if ctx.output is None or bool((scale == 0).any()):
                     grad_scale = dense_scale_gradient(grad, x, tensor)
                 else:
-                    product = _product(ctx, x, bias, tensor)
-                    grad_scale = scale_gradient(grad, product, tensor, grad_values)
+                    if ctx.output._version != ctx.version:  # the model has changed the output since: make it again
+                        ctx.output = F.linear(x, _weight(tensor, ctx.cache, x.dtype), bias)
+                    grad_scale = scale_gradient(grad, ctx.output, tensor, grad_values, bias)
         return grad_x, grad_values if needs_values else None, grad_scale, grad_bias, None, None, None
-
-
-def _product(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, tensor: QuantizedTensor) -> torch.Tensor:
-    """``x W^T``: the output less the bias, or made again where the model has changed the output since."""
-    if ctx.output._version != ctx.version:
-        return x @ _weight(tensor, ctx.cache, x.dtype).t()
-    output: torch.Tensor = ctx.output
-    return output if bias is None else output.float() - bias
 
 
 def _weight(tensor: QuantizedTensor, cache: WeightCache | None, dtype: torch.dtype) -> torch.Tensor:
