@@ -38,6 +38,11 @@ def test_the_rate_with_the_best_mean_is_taken():
     assert study.best_rate(rows, "tiny", "outliers", "w4") == middle
 
 
+def test_three_bits_take_the_rate_that_four_bits_chose():
+    rows = trials(best=0) + trials(scheme="w2", best=2)
+    assert study.best_rate(rows, "tiny", "outliers", "w3") == study.RATES["outliers"][0]
+
+
 def test_a_missing_trial_stops_a_final_run():
     without, first = trials()[1:], trials()[0]
     for other in ({"rows": 10}, {"model": "another"}, {"batch": 2}, {"dropout": 0.5}):
