@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lowbit.arch import find_module, float_weight, swap_fake_modules, swap_modules, weight_shape
+from lowbit.arch import drop_pooler, find_module, float_weight, swap_fake_modules, swap_modules, weight_shape
 from lowbit.budget import choose_bits, output_changes, spread_outliers
 from lowbit.calibration import Inputs, Text, blocks, input_steps, second_moments
 from lowbit.checkpoint import (
@@ -31,6 +31,7 @@ from lowbit.checkpoint import (
     write_weights,
 )
 from lowbit.errors import CheckpointError, SchemeError, naming
+from lowbit.loop import isolated_rng
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
@@ -218,8 +219,10 @@ def _plan_source(
 
 def _load(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
     """The float model that a skeleton stands for, in the same dtype."""
-    with quiet_transformers():
-        return type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
+    with isolated_rng(0), quiet_transformers():
+        model = type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
+    drop_pooler(model, skeleton.state_dict())
+    return model
 
 
 def _settle(

@@ -8,8 +8,8 @@ import lowbit
 from lowbit.adapter import load_classifier, read_adapter, write_adapter
 from lowbit.errors import AdapterError, CheckpointError, UnsupportedModelError
 from lowbit.nn import QuantModule
-from tests.models import edit_json, output
-from tests.tiny import BACKBONES, random_states
+from tests.models import edit_json, output, tiny_tokenizer
+from tests.tiny import BACKBONES, options, random_states, toy_data
 
 
 @pytest.fixture
@@ -154,6 +154,25 @@ def test_missing_or_truncated_weights_are_refused(tiny, copy, kind, classify):
         with pytest.raises(CheckpointError, match=str(folder)):
             load_classifier(folder, None, seed=0) if classify else lowbit.load(folder)
         weights.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("strategy", ["mse", "gptq"])
+def test_a_base_model_saved_without_its_pooler(tiny, strategy, tmp_path):
+    """As below a classifier that has none; the task's own pooler comes from its adapter."""
+    folder = tmp_path / "float"
+    transformers.BertModel.from_pretrained(tiny.model("bert"), add_pooling_layer=False).save_pretrained(folder)
+    tiny_tokenizer("bert").save_pretrained(folder)
+    before = random_states()
+    backbone = tmp_path / "backbone"
+    lowbit.quantize(folder, lowbit.Recipe(scheme=lowbit.Scheme(strategy=strategy)), output=backbone)
+    assert lowbit.load(backbone).pooler is None
+    assert random_states() == before
+    adapter = lowbit.tune(backbone, tmp_path / "adapter", toy_data(), options=options()).path
+    loaded = lowbit.load(backbone, adapter=adapter)
+    found = read_adapter(adapter)[1]["pooler.dense.weight"]
+    assert torch.equal(loaded.bert.pooler.dense.weight, found)
+    merged = lowbit.load(lowbit.merge(backbone, adapter, tmp_path / "merged"))
+    assert torch.equal(output(merged), output(loaded))
 
 
 def test_an_incomplete_checkpoint_is_refused(tiny, copy):

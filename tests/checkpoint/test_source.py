@@ -117,6 +117,25 @@ def test_missing_tensor(tmp_path):
         read_all(folder)
 
 
+def test_a_base_model_may_have_no_pooler(tmp_path):
+    folder = save_tiny(tmp_path / "m", "bert", "BertModel")
+    before = read_all(folder)
+    edit_weights(folder, lambda tensors: [tensors.pop(f"pooler.dense.{part}") for part in ("weight", "bias")])
+    expected = {name: tensor for name, tensor in before.items() if not name.startswith("pooler")}
+    assert same(read_all(folder), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("BertModel", ["bias"]), ("BertForSequenceClassification", ["weight", "bias"])]
+)
+def test_half_a_pooler_or_none_of_one_that_is_needed(kind, missing, tmp_path):
+    folder = save_tiny(tmp_path / "m", "bert", kind)
+    prefix = "" if kind == "BertModel" else "bert."
+    edit_weights(folder, lambda tensors: [tensors.pop(f"{prefix}pooler.dense.{part}") for part in missing])
+    with pytest.raises(CheckpointError, match=r"pooler\.dense\.(weight|bias)' of Bert.*incomplete"):
+        read_all(folder)
+
+
 def test_wrong_shape(tmp_path):
     folder = save_tiny(tmp_path / "m", "gpt2", "GPT2LMHeadModel")
     name = "transformer.h.0.attn.c_attn.weight"

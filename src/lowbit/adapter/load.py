@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lowbit.adapter.apply import apply_adapter
 from lowbit.adapter.files import adapter_folder, read_info
-from lowbit.arch import base_prefix, is_head
+from lowbit.arch import base_prefix, drop_pooler, is_head
 from lowbit.checkpoint import (
     check_readable,
     checkpoint_folder,
@@ -110,6 +110,8 @@ def check_classifier(model: PreTrainedModel, source: str | Path) -> None:
 
 def _load_own_class(folder: Path) -> PreTrainedModel:
     loaded, report = _from_pretrained(own_class(read_config(folder)), folder, seed=0)
+    drop_pooler(loaded, loaded.state_dict().keys() - report["missing_keys"])
+    report["missing_keys"] &= loaded.state_dict().keys()
     _refuse_missing(folder, report)
     return loaded.eval()
 

@@ -4,6 +4,7 @@ from lowbit.arch.positions import position_limit
 from lowbit.arch.roles import (
     Role,
     base_prefix,
+    drop_pooler,
     find_module,
     is_head,
     own_tensors,
@@ -19,6 +20,7 @@ __all__ = [
     "ARCHITECTURES",
     "Role",
     "base_prefix",
+    "drop_pooler",
     "find_module",
     "float_weight",
     "is_head",

@@ -105,6 +105,17 @@ def untie(model: PreTrainedModel, stored: Container[str]) -> None:
     }
 
 
+def drop_pooler(model: PreTrainedModel, stored: Container[str]) -> None:
+    """Take the pooler out of a base model whose checkpoint, with the names ``stored``, has no tensor of it.
+
+    Models without one are saved so below most classifiers; a fresh pooler would be noise. A class that needs its
+    pooler keeps it.
+    """
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, nn.Module) and not any(f"pooler.{name}" in stored for name in pooler.state_dict()):
+        model.pooler = None
+
+
 def _architecture(model: PreTrainedModel) -> Architecture | GenericArchitecture:
     """The table row of the model's type, or the generic rule."""
     return ARCHITECTURES.get(model.config.model_type) or GenericArchitecture(model)

@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 
-from lowbit.arch import untie
+from lowbit.arch import drop_pooler, untie
 from lowbit.checkpoint.weightfile import WeightFile, weight_shards
 from lowbit.errors import CheckpointError, UnsupportedModelError
 
@@ -81,7 +81,8 @@ class SourceCheckpoint:
                     self._places[name] = (file, key)
             self._files[file] = opened
         self._follow_ties(model)
-        self.names = [name for name in expected if name not in model.all_tied_weights_keys]
+        drop_pooler(model, self._places)
+        self.names = [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
         for name in self.names:
             if name not in self._places:
                 raise CheckpointError(
@@ -119,7 +120,8 @@ class SourceCheckpoint:
 def open_source(folder: Path, model: PreTrainedModel) -> Iterator[SourceCheckpoint]:
     """Open the checkpoint in ``folder`` for a model (on the meta device); missing or broken files raise.
 
-    Weights of the model that are declared tied but differ in the checkpoint are untied.
+    Weights of the model that are declared tied but differ in the checkpoint are untied, and the pooler of a base model
+    is taken out where the checkpoint has none.
     """
     with ExitStack() as stack:
         yield SourceCheckpoint(folder, model, stack)
