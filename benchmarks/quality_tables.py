@@ -128,9 +128,11 @@ def long(results: Path) -> str:
         ]
         changes += [row["optimizer"]] if "optimizer" in row else []
         changes += ["no dropout"] if row.get("dropout") == 0 else []
-        cells = [row["task"], row["precision"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}"]
-        lines.append([*cells, ", ".join(changes) or MISSING, str(row["rows"]), f"{100 * row['score']:.1f}"])
-    return markdown(["Task", "Run in", "Bits", "Method", "Rate", "Changed", "Rows", "Score"], lines, text_columns=6)
+        cells = [row["model"], row["task"], row["precision"], row["scheme"], METHODS[row["method"]], f"{row['rate']:g}"]
+        cells += [", ".join(changes) or MISSING, str(row["rows"]), f"{100 * row['score']:.1f}"]
+        lines.append([*cells, show(row, "held_out_loss", "{:.3f}")])
+    headings = ["Model", "Task", "Run in", "Bits", "Method", "Rate", "Changed", "Rows", "Score", "Loss"]
+    return markdown(headings, lines, text_columns=7)
 
 
 def _scores(rows: Sequence[Row], tasks: Sequence[str]) -> str:

@@ -107,11 +107,11 @@ def test_long_runs_show_what_was_changed(results):
         "options": {"budget": 0.01},
         "score": 0.8,
     }
-    other = run | {"options": {}, "optimizer": "another", "rows": 10, "dropout": None}
+    other = run | {"options": {}, "optimizer": "another", "rows": 10, "dropout": None, "held_out_loss": 0.1234}
     write(results / "tuning_quality.jsonl", [run, other, run | {"held_out": None}])
     assert body(tables.TABLES["long"](results)) == [
-        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "budget 0.01, no dropout", "12000", "80.0"],
-        ["sst2", "bf16", "w4", "outliers (ours)", "0.01", "another", "10", "80.0"],
+        ["minilm", "sst2", "bf16", "w4", "outliers (ours)", "0.01", "budget 0.01, no dropout", "12000", "80.0", "–"],
+        ["minilm", "sst2", "bf16", "w4", "outliers (ours)", "0.01", "another", "10", "80.0", "0.123"],
     ]
 
 
