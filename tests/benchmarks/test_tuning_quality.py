@@ -65,7 +65,6 @@ def run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "FILE", file)
     monkeypatch.setattr(study, "task_data", lambda *_: toy_data())
     monkeypatch.setattr(study, "held_out_data", lambda *_: toy_data())
-    monkeypatch.setattr(study, "CHOSEN", {"outliers": {"budget": 0.1}})  # of a tiny model, norms alone are 2 %
     monkeypatch.setattr(study, "EPOCHS", dict.fromkeys(study.EPOCHS, 1))
     monkeypatch.setattr(study, "TRIAL_ROWS", dict.fromkeys(study.TRIAL_ROWS, len(toy_data().train)))
     made = []
@@ -79,6 +78,7 @@ def run(tiny, tmp_path, monkeypatch):
 
     def call(*arguments):
         command = ["study", "--model", str(tiny.model("bert")), "--name", "tiny", "--rates-of", "tiny"]
+        command += ["--budget", "0.1"]  # of a tiny model, norms alone are 2 %
         monkeypatch.setattr(sys, "argv", [*command, "--work", str(tmp_path / "work"), *arguments])
         study.main()
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
