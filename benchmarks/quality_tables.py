@@ -11,6 +11,7 @@ from rows import Row, read_rows
 FILE = "tuning_quality.jsonl"
 MAIN_TASKS = ("cola", "stsb", "sst2")
 FROZEN_TASKS = ("qnli", "qqp", "mnli")
+SMALL = ("roberta-small", "t5-small", "opt-mini")  # models of other architectures, on one task
 METHODS = {
     "full": "full fine-tuning",
     "ptq": "PTQ after it",
@@ -37,6 +38,12 @@ def tuning(results: Path) -> str:
 def frozen(results: Path) -> str:
     """The same on tasks that took the recipe as it was."""
     return _scores(_finals(results), FROZEN_TASKS)
+
+
+@table("tuning_small")
+def tuning_small(results: Path) -> str:
+    """Small models of other architectures on SST-2."""
+    return _scores(_finals(results, small=True), ("sst2",))
 
 
 @table("paired")
@@ -178,9 +185,10 @@ def _runs(rows: Iterable[Row], model: str, task: str, method: str, scheme: str) 
     }
 
 
-def _finals(results: Path) -> list[Row]:
+def _finals(results: Path, *, small: bool = False) -> list[Row]:
     """Those without dropout, which all methods have in common; the first ones had the model's own."""
-    return newest([row for row in _rows(results, "final") if row.get("dropout") == 0], *_KEY)
+    rows = [row for row in _rows(results, "final") if row.get("dropout") == 0]
+    return newest([row for row in rows if (row["model"] in SMALL) == small], *_KEY)
 
 
 def _rows(results: Path, kind: str) -> list[Row]:

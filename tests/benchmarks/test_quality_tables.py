@@ -60,6 +60,16 @@ def test_a_missing_task_leaves_the_mean_open(results):
     assert body(tables.TABLES["frozen"](results)) == [["–"] * 9]
 
 
+def test_small_models_have_a_table_of_their_own(results):
+    small = [row | {"model": "t5-small"} for row in (FULL, OURS | {"score": 0.89})]
+    write(results / "tuning_quality.jsonl", [*small, FULL])
+    assert [line[0] for line in body(tables.TABLES["tuning"](results))] == ["minilm"]
+    assert [line[2:] for line in body(tables.TABLES["tuning_small"](results))] == [
+        ["full fine-tuning", "all", "90.0 (n=1)", "90.0", "–"],
+        ["outliers (ours)", "0.79 %", "89.0 (n=1)", "89.0", "-1.0"],
+    ]
+
+
 def test_runs_with_dropout_do_not_stand_beside_those_without(results):
     earlier = [{name: value for name, value in row.items() if name != "dropout"} for row in (FULL, OURS)]
     write(results / "tuning_quality.jsonl", [*earlier, FULL | {"seed": 1}, FULL | {"seed": 2, "dropout": 0.1}])
