@@ -31,7 +31,6 @@ from lowbit.checkpoint import (
     write_weights,
 )
 from lowbit.errors import CheckpointError, SchemeError, naming
-from lowbit.loop import isolated_rng
 from lowbit.outliers import count_outliers
 from lowbit.plan import Plan, PlanEntry, make_plan
 from lowbit.qtensor import QuantizedTensor, check_finite, find_outliers, quantize_with_error, tensor_specs
@@ -219,7 +218,7 @@ def _plan_source(
 
 def _load(folder: Path, skeleton: PreTrainedModel) -> PreTrainedModel:
     """The float model that a skeleton stands for, in the same dtype."""
-    with isolated_rng(0), quiet_transformers():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():  # a pooler that is lacking is drawn
         model = type(skeleton).from_pretrained(folder, dtype=skeleton.dtype, local_files_only=True)
     drop_pooler(model, skeleton.state_dict())
     return model
