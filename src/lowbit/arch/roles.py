@@ -108,8 +108,8 @@ def untie(model: PreTrainedModel, stored: Container[str]) -> None:
 def drop_pooler(model: PreTrainedModel, stored: Container[str]) -> None:
     """Take the pooler out of a base model whose checkpoint, with the names ``stored``, has no tensor of it.
 
-    Models without one are saved so below most classifiers; a fresh pooler would be noise. A class that needs its
-    pooler keeps it.
+    So is the base model of a RoBERTa classifier saved; a fresh pooler would be noise. A class that needs its pooler
+    keeps it.
     """
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and not any(f"pooler.{name}" in stored for name in pooler.state_dict()):
