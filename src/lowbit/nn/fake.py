@@ -124,19 +124,18 @@ class _FakeQuant(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         latent, scale, outliers = ctx.saved_tensors
         scheme: Scheme = ctx.scheme
-        dense = grad.contiguous()
-        if outliers is not None:
-            dense = dense.clone()
-            dense.view(-1)[outliers] = 0
-        dense = to_blocks(dense, scheme)
-        fit = Fit(_as_stored(scale, scheme).view(-1))
+        grad = grad.contiguous()
+        dense, fit = to_blocks(grad, scheme), Fit(_as_stored(scale, scheme).view(-1))
         steps = to_blocks(latent, scheme) / fit.scale[:, None, None]
-        grad_latent = _within(dense, steps, scheme).view(latent.shape)
+        grad_latent = _within(dense, steps, scheme)
+        # A step's gradient is (level - steps) where steps lie on the grid, and the level, a limit, elsewhere.
+        levels = nearest_codes(steps.clone(), scheme, fit).sub_(scheme.offset)
+        by_step = levels.mul_(dense).addcmul_(steps, grad_latent, value=-1)
         if outliers is not None:
-            grad_latent.view(-1)[outliers] = grad.reshape(-1)[outliers]
-        change = nearest_codes(steps.clone(), scheme, fit).sub_(scheme.offset).sub_(_within(steps, steps, scheme))
-        by_step = group_sum(change.mul_(dense)) / (steps[0].numel() * limits(scheme)[1]) ** 0.5
-        return grad_latent, by_step.view(scale.shape), None, None
+            grad_latent.view(-1)[outliers] = grad.view(-1)[outliers]
+            by_step.view(-1)[outliers] = 0
+        summed = group_sum(by_step) / (steps[0].numel() * limits(scheme)[1]) ** 0.5
+        return grad_latent.view(latent.shape), summed.view(scale.shape), None, None
 
 
 def _within(values: torch.Tensor, steps: torch.Tensor, scheme: Scheme) -> torch.Tensor:
