@@ -72,6 +72,19 @@ def test_weights_that_are_no_outliers_move_further(tiny, tmp_path, method, posit
     assert read_adapter(result.path)[0].options["learning_rates"][-1] == 1e-2
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_step_sizes_alone_move_by_a_part_of_their_mean(tiny, tmp_path, bits):
+    backbone = tiny.backbone("bert", recipe=f"w{bits}o2")
+    result = lowbit.tune(backbone, tmp_path / "out", toy_data(), method="scales", options=options())
+    steps = [module.scale.mean() for module in lowbit.load(backbone).modules() if isinstance(module, QuantLinear)]
+    expected = sorted((1.5e-2 * float(torch.stack(steps).mean()), 5e-4))
+    assert read_adapter(result.path)[0].options["learning_rates"] == pytest.approx(expected)
+
+
+def test_biases_alone_move_further_than_the_head(tiny, tmp_path):
+    assert read_adapter(tune(tiny, tmp_path / "out", "bitfit").path)[0].options["learning_rates"] == [5e-4, 3e-3]
+
+
 def test_random_positions_are_drawn_with_the_seed(tiny, tmp_path):
     found = []
     for number, seed in enumerate((0, 0, 1)):

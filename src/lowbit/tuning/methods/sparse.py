@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -23,9 +24,11 @@ from lowbit.tuning.prepare import cache_weights, finish, linear_weights, prepare
 _LEARNING_RATE = 3e-3
 _FURTHER_LEARNING_RATE = 1e-2  # at 2 bits, where there is more to correct, and for weights that are no outliers
 _REST_LEARNING_RATE = 5e-4
-_SCALE_LEARNING_RATE = 1e-4
+_BIAS_LEARNING_RATE = 3e-3
 _FEW_BITS = 4  # with more, grids are fine enough, and step sizes of int8 layouts could not be switched
-_ALONG = 1.5e-3  # of a matrix's mean step size: its rate beside outliers
+# Rates of step sizes go by their mean, as it differs by bits and by model: in a matrix beside outliers, and alone.
+_ALONG = 1.5e-3
+_ALONE = 1.5e-2
 
 
 class Outliers(Method):
@@ -36,7 +39,6 @@ class Outliers(Method):
         ("norms", "biases", "scales", "budget", "positions", "initial", "rate_by_step", "cache", "head_learning_rate")
     )
     main: ClassVar[str] = "outliers"  # the group that the learning rate is for
-    learning_rate: ClassVar[float] = _LEARNING_RATE
 
     def prepare(self, first_batch: Callable[[], Batch]) -> Prepared:
         """Choose the positions, then freeze everything else."""
@@ -86,9 +88,7 @@ class Outliers(Method):
         groups = [{"params": main, "lr": rate}]
         if options.rate_by_step:
             paths = [find_module(model, name.rpartition(".")[0]) or "" for name in self._names[self.main]]
-            steps = [
-                float(cast(torch.Tensor, model.get_submodule(path).scale).detach().float().mean()) for path in paths
-            ]
+            steps = [_mean_step(model.get_submodule(path)) for path in paths]
             mean = sum(steps) / len(steps)
             groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
         if self.main != "scales" and self._names["scales"]:
@@ -98,7 +98,7 @@ class Outliers(Method):
 
     def _default_rate(self) -> float:
         further = _most_bits(self.model) == 2 or self.options.positions == "random"
-        return _FURTHER_LEARNING_RATE if further and self.main == "outliers" else self.learning_rate
+        return _FURTHER_LEARNING_RATE if further else _LEARNING_RATE
 
     def write(self, output: Path, fields: Mapping[str, Any]) -> None:
         """Write the adapter; positions other than the backbone's go with the values."""
@@ -130,10 +130,12 @@ class Scales(Outliers):
 
     takes = frozenset(("budget", "rate_by_step", "cache", "head_learning_rate"))
     main = "scales"
-    learning_rate = _SCALE_LEARNING_RATE
 
     def _freeze(self) -> dict[str, list[str]]:
         return prepare(self.model, outliers=False, norms=False, biases=False, scales=True)
+
+    def _default_rate(self) -> float:
+        return _ALONE * statistics.mean(_mean_step(module) for module in quant_linears(self.model).values())
 
 
 class Biases(Outliers):
@@ -141,14 +143,20 @@ class Biases(Outliers):
 
     takes = frozenset(("budget", "cache", "head_learning_rate"))
     main = "biases"
-    learning_rate = 1e-3
 
     def _freeze(self) -> dict[str, list[str]]:
         return prepare(self.model, outliers=False, norms=False, scales=False)
 
+    def _default_rate(self) -> float:
+        return _BIAS_LEARNING_RATE
+
 
 def _most_bits(model: PreTrainedModel) -> int:
     return max((module.scheme.bits for module in quant_linears(model).values()), default=0)
+
+
+def _mean_step(module: torch.nn.Module) -> float:
+    return float(cast(torch.Tensor, module.scale).detach().float().mean())
 
 
 def _size(module: QuantLinear, own: bool) -> int:
