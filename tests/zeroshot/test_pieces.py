@@ -13,7 +13,9 @@ from lowbit.errors import UnsupportedModelError
 from lowbit.zeroshot.pieces import Piece, ordinary_ids, pieces, shared_pieces
 from tests.models import WORDS, tiny_tokenizer
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C", "M"]), min_size=1, max_size=6)
+# No text begins with a vocabulary's own mark: sentencepiece replaces spaces by it, and WordPiece splits punctuation.
+characters = st.characters(codec="utf-8", exclude_categories=["Z", "C", "M"], exclude_characters="▁")
+words = st.text(characters, min_size=1, max_size=6).filter(lambda text: not text.startswith("##"))
 
 
 def wrapped(model, tokens, **special):
