@@ -88,12 +88,12 @@ class Outliers(Method):
         groups = [{"params": main, "lr": rate}]
         if options.rate_by_step:
             paths = [find_module(model, name.rpartition(".")[0]) or "" for name in self._names[self.main]]
-            steps = [_mean_step(model.get_submodule(path)) for path in paths]
+            steps = [_mean_step(cast(torch.Tensor, model.get_submodule(path).scale)) for path in paths]
             mean = sum(steps) / len(steps)
             groups = [{"params": [p], "lr": rate * step / mean} for p, step in zip(main, steps, strict=True)]
         if self.main != "scales" and self._names["scales"]:
             along = [adapter_target(model, name) for name in self._names["scales"]]
-            groups += [{"params": [steps], "lr": _ALONG * float(steps.detach().mean())} for steps in along]
+            groups += [{"params": [steps], "lr": _ALONG * _mean_step(steps)} for steps in along]
         return [*groups, {"params": rest, "lr": options.head_learning_rate or _REST_LEARNING_RATE}]
 
     def _default_rate(self) -> float:
@@ -135,7 +135,7 @@ class Scales(Outliers):
         return prepare(self.model, outliers=False, norms=False, biases=False, scales=True)
 
     def _default_rate(self) -> float:
-        return _ALONE * statistics.mean(_mean_step(module) for module in quant_linears(self.model).values())
+        return _ALONE * statistics.mean(_mean_step(adapter_target(self.model, name)) for name in self._names["scales"])
 
 
 class Biases(Outliers):
@@ -155,8 +155,8 @@ def _most_bits(model: PreTrainedModel) -> int:
     return max((module.scheme.bits for module in quant_linears(model).values()), default=0)
 
 
-def _mean_step(module: torch.nn.Module) -> float:
-    return float(cast(torch.Tensor, module.scale).detach().float().mean())
+def _mean_step(scale: torch.Tensor) -> float:
+    return float(scale.detach().float().mean())
 
 
 def _size(module: QuantLinear, own: bool) -> int:
